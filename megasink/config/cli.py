@@ -1,0 +1,116 @@
+"""Command lines made from dataclasses: defaults < `--config run.yaml` < flags, every mistake one line."""
+
+import contextlib
+import dataclasses
+import io
+import sys
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from megasink.errors import UserError, is_speaking_rank
+
+Config = TypeVar("Config")
+
+
+def parse_cli(cls: type[Config], argv: list[str], description: str | None = None) -> Config:
+    """Parse `argv` (without the program's name) into the dataclass `cls`.
+
+    Flags are the field names with hyphens, without a section's prefix. Where `cls` has sections (fields that are
+    dataclasses) or not, `--config FILE.yaml` gives values that flags then override.
+
+    Raises:
+        UserError: unknown flag or YAML key, wrong type, missing value, unreadable YAML.
+        SystemExit: after `--help` (exit code 0).
+    """
+    path, argv = _take_config_flag(argv)
+    default = load_yaml(cls, path) if path is not None else None
+    said = io.StringIO()
+    help_stream = sys.stdout if is_speaking_rank() else io.StringIO()
+    options = (tyro.conf.OmitArgPrefixes,)
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(help_stream):
+            return tyro.cli(cls, args=argv, default=default, description=description, config=options)
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise UserError(_one_line(said.getvalue())) from None
+
+
+def load_yaml(cls: type[Config], path: str | Path) -> Config:
+    """Read a YAML file into the dataclass `cls`; unknown keys and wrong types raise UserError naming the key."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not YAML ({error})") from None
+    if data is not None and not isinstance(data, dict):
+        raise UserError(f"--config {path}: expected `key: value` lines at the top, found {type(data).__name__}")
+    return from_dict(cls, data or {}, f"--config {path}")
+
+
+def from_dict(cls: type[Config], data: dict[str, Any], where: str) -> Config:
+    """Build `cls` from nested dicts with type checks; `where` begins the error line."""
+    try:
+        return TypeAdapter(cls).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "unexpected_keyword_argument":
+            raise UserError(f"{where}: unknown key {key}; {_known_keys(cls, first['loc'][:-1])}") from None
+        raise UserError(f"{where}: {key}: {first['msg']} (got {first['input']!r})") from None
+
+
+def to_yaml(config: Any) -> str:
+    """The YAML text that `--config` reads back to an equal dataclass."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _take_config_flag(argv: list[str]) -> tuple[str | None, list[str]]:
+    rest, path = [], None
+    words = iter(argv)
+    for word in words:
+        if word == "--config":
+            path = next(words, None)
+            if path is None:
+                raise UserError("--config needs the path of a YAML file")
+        elif word.startswith("--config="):
+            path = word.removeprefix("--config=")
+        else:
+            rest.append(word)
+    return path, rest
+
+
+def _known_keys(cls: Any, loc: tuple) -> str:
+    for part in loc:
+        cls = next(field.type for field in dataclasses.fields(cls) if field.name == part)
+    return "known here: " + ", ".join(field.name for field in dataclasses.fields(cls))
+
+
+def _one_line(boxed: str) -> str:
+    """tyro draws a titled box with ruled sections; keep the first (what is wrong) and the names it suggests."""
+    lines = [line.strip("│ ").strip() for line in boxed.splitlines() if not line.startswith(("╭", "╰"))]
+    sections: list[list[str]] = [[]]
+    for line in lines:
+        if line and set(line) <= {"─", "-"}:
+            sections.append([])
+        elif line:
+            sections[-1].append(line)
+    if not boxed.lstrip().startswith("╭") and len(sections) > 1:
+        sections = sections[1:]  # without a terminal the title is a ruled section of its own
+    hints = [line for section in sections[1:] if section and section[0].startswith("Perhaps") for line in section[1:]]
+    names = [line.split()[0].rstrip(",") for line in hints if line.startswith("--")]
+    advice = f"did you mean {' or '.join(names)}?" if names else "see --help"
+    return f"{' '.join(sections[0]).rstrip('.')}; {advice}"

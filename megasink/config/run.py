@@ -1,0 +1,208 @@
+"""The typed configuration of a training run: the only source of flags, YAML keys and defaults.
+
+Field names are flag names (`num_layers` is `--num-layers`), in Megatron's spelling where Megatron has the setting, and
+unique over all sections.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import ConfigDict
+
+_STRICT_KEYS = ConfigDict(extra="forbid")
+
+
+@dataclass
+class ModelConfig:
+    """Shape and numerics of the Llama."""
+
+    __pydantic_config__ = _STRICT_KEYS
+
+    num_layers: int = 16
+    """Transformer blocks."""
+    hidden_size: int = 2048
+    """Width of the residual stream."""
+    ffn_hidden_size: int = 8192
+    """Width of the SwiGLU MLP."""
+    num_attention_heads: int = 16
+    """Query heads."""
+    num_query_groups: int | None = None
+    """Key-value heads (GQA); default: as many as query heads."""
+    head_dim: int | None = None
+    """Width of one head; default: hidden_size / num_attention_heads."""
+    vocab_size: int | None = None
+    """Vocabulary entries; default: what the data was tokenized with."""
+    make_vocab_size_divisible_by: int = 128
+    """The embedding is padded to a multiple of this, whatever the layout; padding never enters the loss."""
+    seq_length: int = 2048
+    """Tokens per sample."""
+    rotary_base: float = 10000.0
+    """Base of the rotary position embedding."""
+    norm_epsilon: float = 1e-5
+    """Epsilon of RMSNorm."""
+    untie_embeddings_and_output_weights: bool = True
+    """Separate input embedding and output weights."""
+    init_method_std: float = 0.02
+    """Standard deviation of every weight matrix at initialisation (sigma in V-scale's C)."""
+    v_scale: Literal["off", "on", "backward-only"] = "off"
+    """V-scale in attention (paper section 1); backward-only is the diagnostic control."""
+
+    @property
+    def num_key_value_heads(self) -> int:
+        return self.num_query_groups or self.num_attention_heads
+
+    @property
+    def kv_channels(self) -> int:
+        """Width of one head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        multiple = self.make_vocab_size_divisible_by
+        return -(-self.vocab_size // multiple) * multiple
+
+
+@dataclass
+class ParallelConfig:
+    """How the model is laid out over ranks."""
+
+    __pydantic_config__ = _STRICT_KEYS
+
+    tensor_model_parallel_size: int = 1
+    """Ranks that share each layer's heads, FFN columns and vocabulary."""
+    pipeline_model_parallel_size: int = 1
+    """Pipeline stages."""
+    sequence_parallel: bool = False
+    """Shard norms and the residual stream along the sequence over the tensor-parallel ranks."""
+    zero_stage: int = 1
+    """DeepSpeed ZeRO stage (0-3)."""
+    deepspeed_config: str | None = None
+    """JSON file of DeepSpeed settings; default: ds_configs/zero<stage>.json of the repository."""
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and the learning-rate schedule."""
+
+    __pydantic_config__ = _STRICT_KEYS
+
+    lr: float = 3e-4
+    """Peak learning rate."""
+    min_lr: float = 3e-5
+    """Learning rate at the end of the decay."""
+    lr_decay_style: Literal["cosine", "WSD", "constant"] = "cosine"
+    """Shape after warm-up; WSD holds the peak and decays linearly over the last lr_wsd_decay_iters."""
+    lr_warmup_iters: int = 0
+    """Linear warm-up from zero, in iterations."""
+    lr_wsd_decay_iters: int = 0
+    """Length of WSD's final decay, in iterations."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; norms and V-scale's theta have none."""
+    adam_beta1: float = 0.9
+    """AdamW beta 1."""
+    adam_beta2: float = 0.95
+    """AdamW beta 2."""
+    adam_eps: float = 1e-8
+    """AdamW epsilon."""
+    clip_grad: float = 1.0
+    """Global gradient norm is clipped to this; 0 leaves gradients as they are."""
+
+
+@dataclass
+class TrainingConfig:
+    """Length, batch, precision and evaluation of a run."""
+
+    __pydantic_config__ = _STRICT_KEYS
+
+    train_iters: int = 1000
+    """Optimizer steps."""
+    micro_batch_size: int = 1
+    """Samples per forward pass and rank."""
+    global_batch_size: int = 8
+    """Samples per optimizer step over all ranks."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 keeps fp32 master weights and accumulates gradients in fp32."""
+    seed: int = 1234
+    """Seed of initial weights and data order."""
+    compile: bool = True
+    """Compile each block with torch.compile (on a GPU; ignored on a CPU)."""
+    eval_interval: int = 0
+    """Evaluate on the validation split every this many steps; 0: never."""
+    eval_iters: int = 10
+    """Global batches per evaluation."""
+    exit_duration_in_mins: float | None = None
+    """Save and exit cleanly after this many minutes."""
+
+
+@dataclass
+class DataConfig:
+    """Tokenized shards and the tokenizer they were made with."""
+
+    __pydantic_config__ = _STRICT_KEYS
+
+    data_path: tuple[str, ...] = ()
+    """Prefix of .bin/.idx files, or weights and prefixes in turn: 0.7 a 0.3 b."""
+    valid_data_path: tuple[str, ...] = ()
+    """Shards for evaluation; default: the validation part of --split."""
+    split: str = "969,30,1"
+    """Relative shares of documents for training, validation and test."""
+    tokenizer: str | None = None
+    """SentencePiece model or Hugging Face tokenizer of the shards; checked against the vocabulary."""
+
+
+@dataclass
+class CheckpointConfig:
+    """The run folder and what is kept in it."""
+
+    __pydantic_config__ = _STRICT_KEYS
+
+    save: str | None = None
+    """Run folder."""
+    save_interval: int = 1000
+    """Write a checkpoint every this many steps (and at the end); 0: only at the end."""
+    auto_resume: bool = False
+    """Go on from the newest checkpoint of the run folder, if it has one."""
+    load: str | None = None
+    """Start from the weights of this checkpoint with a fresh optimizer."""
+
+
+@dataclass
+class SinkStatsConfig:
+    """Live sink statistics."""
+
+    __pydantic_config__ = _STRICT_KEYS
+
+    sink_stats_interval: int = 0
+    """Gather sink statistics every this many steps (and at step 0, the null); 0: never."""
+
+
+@dataclass
+class LoggingConfig:
+    """Console, metrics.jsonl and wandb."""
+
+    __pydantic_config__ = _STRICT_KEYS
+
+    log_interval: int = 10
+    """Log every this many steps."""
+    wandb_mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online if you are logged in, otherwise offline."""
+    wandb_project: str = "megasink"
+    """wandb project."""
+    run_name: str | None = None
+    """Name of the run; default: the run folder's name."""
+
+
+@dataclass
+class RunConfig:
+    """Everything that decides a training run."""
+
+    __pydantic_config__ = _STRICT_KEYS
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sink_stats: SinkStatsConfig = field(default_factory=SinkStatsConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
