@@ -1,0 +1,114 @@
+"""The Llama as a list of layers, and the wrapper that runs the whole list in one module."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megasink.config import ModelConfig
+from megasink.model.block import Block
+from megasink.model.norm import RMSNorm
+from megasink.parallel.cross_entropy import vocab_parallel_cross_entropy
+from megasink.parallel.layers import VocabParallelEmbedding, enter_tensor_parallel
+from megasink.parallel.layout import ParallelLayout
+from megasink.parallel.shard import normal_
+
+TIED_EMBEDDING = "embed"
+
+
+class Embedding(VocabParallelEmbedding):
+    """Token embedding [B, T] -> [B, T, H]; weights drawn from (seed, name) unless `seed` is None."""
+
+    def __init__(
+        self, config: ModelConfig, layout: ParallelLayout, seed: int | None = None, name: str = "embed_tokens.weight"
+    ):
+        super().__init__(config.padded_vocab_size, config.hidden_size, layout, config.vocab_size)
+        if seed is not None:
+            normal_(self.weight, config.init_method_std, seed, name)
+
+
+class OutputLayer(Embedding):
+    """Logits of this rank's columns of the vocabulary: [B, T, H] -> [B, T, padded V / ranks]."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return project_to_vocabulary(self, hidden_states)
+
+
+def project_to_vocabulary(embedding: VocabParallelEmbedding, hidden_states: Tensor) -> Tensor:
+    """Logits through an embedding's weight (its own, or the tied input embedding's)."""
+    return F.linear(enter_tensor_parallel(hidden_states, embedding.layout), embedding.weight)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One entry of the model's list. Layers that share `tied_key` share one module; `forward` replaces its call."""
+
+    build: Callable[[], nn.Module]
+    tied_key: str | None = None
+    forward: Callable[[nn.Module, Tensor], Tensor] | None = None
+
+
+def llama_layers(config: ModelConfig, layout: ParallelLayout, seed: int | None = None) -> list[Layer]:
+    """embedding, num_layers blocks, final norm, output layer. `seed` None leaves weights uninitialised."""
+    tied = None if config.untie_embeddings_and_output_weights else TIED_EMBEDDING
+    embedding = Layer(lambda: Embedding(config, layout, seed), tied)
+    blocks = [Layer(lambda index=index: Block(config, layout, index, seed)) for index in range(config.num_layers)]
+    norm = Layer(lambda: RMSNorm(config.hidden_size, config.norm_epsilon, layout))
+    if tied is not None:
+        output = Layer(embedding.build, tied, project_to_vocabulary)
+    else:
+        output = Layer(lambda: OutputLayer(config, layout, seed, "lm_head.weight"))
+    return [embedding, *blocks, norm, output]
+
+
+def parameter_prefixes(config: ModelConfig) -> dict[str, str]:
+    """Module name in either wrapper -> Hugging Face name, e.g. `3` -> `model.layers.2`."""
+    prefixes = {str(index + 1): f"model.layers.{index}" for index in range(config.num_layers)}
+    prefixes[str(config.num_layers + 1)] = "model.norm"
+    if config.untie_embeddings_and_output_weights:
+        prefixes |= {"0": "model.embed_tokens", str(config.num_layers + 2): "lm_head"}
+    else:
+        prefixes[f"tied_modules.{TIED_EMBEDDING}"] = "model.embed_tokens"
+    return prefixes
+
+
+class Llama(nn.Module):
+    """All layers in one module, with the parameter names of DeepSpeed's PipelineModule."""
+
+    def __init__(self, config: ModelConfig, layout: ParallelLayout | None = None, seed: int | None = None):
+        super().__init__()
+        self.config = config
+        self.layout = layout or ParallelLayout()
+        self.tied_modules = nn.ModuleDict()
+        self.calls: list[Callable[[Tensor], Tensor]] = []
+        for index, layer in enumerate(llama_layers(config, self.layout, seed)):
+            if layer.tied_key is None:
+                module = layer.build()
+                self.add_module(str(index), module)
+            else:
+                if layer.tied_key not in self.tied_modules:
+                    self.tied_modules[layer.tied_key] = layer.build()
+                module = self.tied_modules[layer.tied_key]
+            self.calls.append(module if layer.forward is None else _bind(layer.forward, module))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [B, T] -> logits [B, T, padded V / tensor-parallel ranks]."""
+        states = tokens
+        for call in self.calls:
+            states = call(states)
+        return states
+
+
+def blocks_of(model: nn.Module) -> list[Block]:
+    """The blocks this rank holds, in order."""
+    return [module for module in model.modules() if isinstance(module, Block)]
+
+
+def token_losses(logits: Tensor, labels: Tensor, config: ModelConfig, layout: ParallelLayout) -> Tensor:
+    """Cross entropy per token, fp32 [B, T]; labels int64 [B, T], -100 where a token does not count."""
+    return vocab_parallel_cross_entropy(logits, labels, config.vocab_size, layout.tensor)
+
+
+def _bind(forward: Callable[[nn.Module, Tensor], Tensor], module: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda states: forward(module, states)

@@ -1,0 +1,104 @@
+"""Differentiable collectives of tensor and sequence parallelism. Each is the identity on an axis of one rank.
+
+| forward                | backward       | function                    |
+|------------------------|----------------|-----------------------------|
+| identity               | all-reduce     | `copy_to_tensor_parallel`   |
+| all-reduce             | identity       | `reduce_from_tensor_parallel` |
+| all-gather along T     | reduce-scatter | `gather_sequence`           |
+| reduce-scatter along T | all-gather     | `reduce_scatter_sequence`   |
+
+Sequences lie on dimension 1 of `[B, T, ...]`.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megasink.parallel.layout import Axis
+
+
+def copy_to_tensor_parallel(tensor: Tensor, axis: Axis) -> Tensor:
+    """Hand a replicated tensor to rank-local work; its gradient is the sum over the ranks' gradients."""
+    return tensor if axis.size == 1 else _Copy.apply(tensor, axis)
+
+
+def reduce_from_tensor_parallel(tensor: Tensor, axis: Axis) -> Tensor:
+    """Sum partial results of the ranks into a replicated tensor."""
+    return tensor if axis.size == 1 else _Reduce.apply(tensor, axis)
+
+
+def gather_sequence(tensor: Tensor, axis: Axis) -> Tensor:
+    """[B, T / ranks, ...] on each rank -> [B, T, ...] on all; gradients are summed and scattered back."""
+    return tensor if axis.size == 1 else _GatherSequence.apply(tensor, axis)
+
+
+def reduce_scatter_sequence(tensor: Tensor, axis: Axis) -> Tensor:
+    """Sum partial [B, T, ...] over the ranks; each keeps its [B, T / ranks, ...]."""
+    return tensor if axis.size == 1 else _ReduceScatterSequence.apply(tensor, axis)
+
+
+def all_reduce(tensor: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """Not differentiable: a reduced copy of the tensor (the tensor itself on an axis of one rank)."""
+    if axis.size == 1:
+        return tensor
+    reduced = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(reduced, op=op, group=axis.group)
+    return reduced
+
+
+def _all_gather_sequence(tensor: Tensor, axis: Axis) -> Tensor:
+    gathered = tensor.new_empty((axis.size, *tensor.shape))
+    dist.all_gather_into_tensor(gathered.view(-1, *tensor.shape[1:]), tensor.contiguous(), group=axis.group)
+    batch, local_length = tensor.shape[:2]
+    return gathered.transpose(0, 1).reshape(batch, axis.size * local_length, *tensor.shape[2:])
+
+
+def _reduce_scatter_sequence(tensor: Tensor, axis: Axis) -> Tensor:
+    batch, length = tensor.shape[:2]
+    by_rank = tensor.reshape(batch, axis.size, length // axis.size, *tensor.shape[2:]).transpose(0, 1).contiguous()
+    scattered = tensor.new_empty(by_rank.shape[1:])
+    dist.reduce_scatter_tensor(scattered, by_rank.view(-1, *by_rank.shape[2:]), group=axis.group)
+    return scattered
+
+
+class _Copy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, axis):
+        ctx.axis = axis
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return all_reduce(gradient, ctx.axis), None
+
+
+class _Reduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, axis):
+        return all_reduce(tensor, axis)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+class _GatherSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, axis):
+        ctx.axis = axis
+        return _all_gather_sequence(tensor, axis)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _reduce_scatter_sequence(gradient, ctx.axis), None
+
+
+class _ReduceScatterSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, axis):
+        ctx.axis = axis
+        return _reduce_scatter_sequence(tensor, axis)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _all_gather_sequence(gradient, ctx.axis), None

@@ -1,0 +1,103 @@
+"""Column-, row- and vocabulary-parallel layers (Megatron-LM, arXiv 1909.08053, section 3).
+
+A tensor-parallel region begins with `enter_tensor_parallel`, holds column-parallel products, rank-local work and one
+row-parallel product, and ends inside that.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megasink.parallel.collectives import (
+    copy_to_tensor_parallel,
+    gather_sequence,
+    reduce_from_tensor_parallel,
+    reduce_scatter_sequence,
+)
+from megasink.parallel.layout import ParallelLayout
+from megasink.parallel.shard import sharded_parameter
+
+
+def enter_tensor_parallel(hidden_states: Tensor, layout: ParallelLayout) -> Tensor:
+    """[B, T or its local share, H] -> [B, T, H] on every tensor-parallel rank."""
+    if layout.sequence_parallel:
+        return gather_sequence(hidden_states, layout.tensor)
+    return copy_to_tensor_parallel(hidden_states, layout.tensor)
+
+
+def leave_tensor_parallel(partial: Tensor, layout: ParallelLayout) -> Tensor:
+    """Partial sums [B, T, H] of the ranks -> the residual stream's layout."""
+    if layout.sequence_parallel:
+        return reduce_scatter_sequence(partial, layout.tensor)
+    return reduce_from_tensor_parallel(partial, layout.tensor)
+
+
+class ColumnParallelLinear(nn.Module):
+    """y = x W^T with W `[out, in]` split by rows of W: each rank computes its share of the outputs.
+
+    `replicated` keeps the whole weight on every rank (key-value heads fewer than ranks); each rank then uses only
+    `rows` of it, and the gradient is summed over the ranks inside autograd.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        layout: ParallelLayout,
+        rows: slice | None = None,
+        valid: int | None = None,
+    ):
+        super().__init__()
+        self.axis = layout.tensor
+        self.rows = rows
+        self.weight = sharded_parameter(
+            (out_features, in_features), layout.tensor, dim=0 if rows is None else None, valid=valid
+        )
+
+    def local_weight(self) -> Tensor:
+        """The weight of this rank's outputs, [out / ranks, in]."""
+        if self.rows is None:
+            return self.weight
+        return copy_to_tensor_parallel(self.weight, self.axis)[self.rows]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, T, in] inside the tensor-parallel region -> [B, T, out / ranks]."""
+        return F.linear(hidden_states, self.local_weight())
+
+
+def fused_column_parallel(hidden_states: Tensor, layers: list[ColumnParallelLinear]) -> tuple[Tensor, ...]:
+    """Several column-parallel products of one input as one matrix product."""
+    weights = [layer.local_weight() for layer in layers]
+    return F.linear(hidden_states, torch.cat(weights)).split([weight.shape[0] for weight in weights], dim=-1)
+
+
+class RowParallelLinear(nn.Module):
+    """y = x W^T with W `[out, in]` split by columns of W: the ranks' partial products are summed."""
+
+    def __init__(self, in_features: int, out_features: int, layout: ParallelLayout):
+        super().__init__()
+        self.layout = layout
+        self.weight = sharded_parameter((out_features, in_features), layout.tensor, dim=1)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, T, in / ranks] -> [B, T (or its local share), out]."""
+        return leave_tensor_parallel(F.linear(hidden_states, self.weight), self.layout)
+
+
+class VocabParallelEmbedding(nn.Module):
+    """Token embedding with the (padded) vocabulary split over tensor-parallel ranks."""
+
+    def __init__(self, padded_vocab_size: int, hidden_size: int, layout: ParallelLayout, vocab_size: int):
+        super().__init__()
+        self.layout = layout
+        self.weight = sharded_parameter((padded_vocab_size, hidden_size), layout.tensor, dim=0, valid=vocab_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [B, T] -> [B, T (or its local share), H]."""
+        if self.layout.tensor.size == 1:
+            return F.embedding(tokens, self.weight)
+        rows = self.weight.shape[0]
+        local = tokens - self.layout.tensor.rank * rows
+        elsewhere = (local < 0) | (local >= rows)
+        embedded = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        return leave_tensor_parallel(embedded.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.layout)
