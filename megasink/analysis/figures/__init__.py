@@ -1,0 +1,33 @@
+"""One module per figure; each has `draw(models)`, which returns a Drawing, or None where it does not apply."""
+
+from megasink.analysis import style
+from megasink.analysis.figures import gradient_sinks, sinks_and_activations, theta, trajectories, value_gradients
+from megasink.analysis.figures.drawing import Drawing
+from megasink.analysis.measured import MeasuredModel
+from megasink.errors import UserError
+
+FIGURES = {
+    "6": gradient_sinks.draw,
+    "7": sinks_and_activations.draw,
+    "1": value_gradients.draw,
+    "13": theta.draw,
+    "steps": trajectories.draw,
+}
+"""By the paper's number, in the order of the report; `steps` is ours."""
+
+
+def check_figure_names(wanted: list[str]) -> None:
+    """Raise UserError where `wanted` names a figure that is not drawn here."""
+    for name in wanted:
+        if name not in FIGURES:
+            raise UserError(f"--figures {name}: there is no such figure; choose from {','.join(FIGURES)}")
+
+
+def draw_figures(models: list[MeasuredModel], wanted: list[str] | None = None) -> list[Drawing]:
+    """Draw the figures named in `wanted` (all by default) that apply to `models`, in the order of the report."""
+    with style.figure_style():
+        drawings = [draw(models) for name, draw in FIGURES.items() if wanted is None or name in wanted]
+    return [drawing for drawing in drawings if drawing is not None]
+
+
+__all__ = ["FIGURES", "Drawing", "check_figure_names", "draw_figures"]

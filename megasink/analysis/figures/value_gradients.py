@@ -1,0 +1,64 @@
+"""Figures 1 and 2: the gradient that reaches the value of each token position."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from megasink.analysis import style
+from megasink.analysis.figures.drawing import Drawing
+from megasink.analysis.measured import MeasuredModel, SinkReport
+
+_LOOK = (
+    "How much gradient reaches the value vector of each position (all key-value heads together, before V-scale), from"
+    " the first position to the last, in the first, a middle and the last layer and averaged over layers. The loss is"
+    " the sum over tokens, so lengths of the batch do not matter. A gradient sink is a left end far above the rest. "
+    "It falls with t even without training (broken lines), since early positions are seen by more queries: compare "
+    "with the broken line of the same colour."
+)
+
+
+def draw(models: list[MeasuredModel]) -> Drawing:
+    num_layers = models[0].report.num_layers
+    middle = num_layers // 2
+    panels = [("Mean over layers", None), ("Layer 0", 0), (f"Layer {middle}", middle), (f"Layer {num_layers - 1}", -1)]
+    figure = Figure(figsize=(12, 6.6))
+    for axes, (title, layer) in zip(figure.subplots(2, 2, sharey=True).flat, panels, strict=True):
+        for index, model in enumerate(models):
+            colour = style.colour(index)
+            centres = _centres(model.report)
+            axes.plot(centres, _curve(model.report, layer), color=colour, marker=style.marker(index), label=model.label)
+            if model.null is not None:
+                null = _curve(model.null, layer)
+                axes.plot(_centres(model.null), null, label=f"{model.label}, untrained", **style.null_line(index))
+        axes.set_title(title)
+        axes.set_yscale("log")
+        style.position_axis(axes, int(models[0].report["position_end"][-1]) - 1)
+    for axes in figure.axes:
+        style.plain_log_labels(axes)
+        axes.set_ylabel("|dL/dv_t| (L2 norm)")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    reading = [_read(model) for model in models]
+    title = "Value gradients by token position"
+    return Drawing("1", "figure01_value_gradients", title, figure, _LOOK, reading)
+
+
+def _curve(report: SinkReport, layer: int | None) -> np.ndarray:
+    """Gradient norms of the summed loss by position bin, [P]."""
+    norms = report["value_grad_norm_all"] * report.meta["tokens"]
+    return norms.mean(axis=0) if layer is None else norms[layer]
+
+
+def _centres(report: SinkReport) -> np.ndarray:
+    """Geometric middle of each bin on the axis of t + 1, [P]."""
+    return np.sqrt((report["position_start"] + 1.0) * report["position_end"])
+
+
+def _read(model: MeasuredModel) -> str:
+    def first_over_rest(report):
+        curve, weights = _curve(report, None), report.positions_per_bin[1:]
+        return curve[0] * weights.sum() / (curve[1:] @ weights)
+
+    text = f"{model.label}: position 0 gets {first_over_rest(model.report):.3g} times the mean of the others"
+    if model.null is not None:
+        text += f" (untrained {first_over_rest(model.null):.3g})"
+    return text + ", layers averaged."

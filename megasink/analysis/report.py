@@ -1,0 +1,101 @@
+"""The report: one self-contained HTML file, with pictures and numbers as files beside it."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from megasink.analysis import numbers
+from megasink.analysis.figures import Drawing
+from megasink.analysis.files import write_whole
+from megasink.analysis.measured import MeasuredModel
+from megasink.analysis.style import figure_style
+from megasink.analysis.summary import PAPER_MODEL, PAPER_ROWS, TableRow, table_rows
+
+
+def write_report(folder: Path, models: list[MeasuredModel], drawings: list[Drawing], run: dict[str, Any]) -> Path:
+    """Write report.html, figures/*.png and *.svg, metrics.json, layers.csv and heads.csv; returns the HTML file's path.
+
+    `run` says what was measured, as name -> text, in the order to show it. The HTML is written last, so it never shows
+    what is not there.
+    """
+    pictures = []
+    for drawing in drawings:
+        png = _render(drawing, "png")
+        write_whole(folder / "figures" / f"{drawing.slug}.png", png)
+        write_whole(folder / "figures" / f"{drawing.slug}.svg", _render(drawing, "svg"))
+        pictures.append((drawing, base64.b64encode(png).decode()))
+    write_whole(folder / "metrics.json", numbers.metrics_json(models, run))
+    write_whole(folder / "layers.csv", numbers.layers_csv(models))
+    write_whole(folder / "heads.csv", numbers.heads_csv(models))
+    page = folder / "report.html"
+    write_whole(page, _html(models, pictures, run))
+    return page
+
+
+def _html(models: list[MeasuredModel], pictures: list[tuple[Drawing, str]], run: dict[str, Any]) -> str:
+    environment = Environment(loader=PackageLoader("megasink.analysis"), autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"number": format_number, "loss": _loss, "mean_max": _mean_and_max, "ratio": _ratio}
+    return environment.get_template("report.html.j2").render(
+        title="Sink report: " + ", ".join(model.label for model in models),
+        models=models,
+        rows=table_rows(models),
+        paper_model=PAPER_MODEL,
+        paper_rows=PAPER_ROWS,
+        pictures=pictures,
+        run=run,
+    )
+
+
+def _render(drawing: Drawing, suffix: str) -> bytes:
+    content = io.BytesIO()
+    with figure_style():  # without a date a picture depends on its numbers only
+        drawing.figure.savefig(content, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
+    return content.getvalue()
+
+
+def format_number(value: float | None, digits: int = 4) -> str:
+    """`value` to four significant digits without an exponent where that stays short; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _mean_and_max(pair: tuple[float, float]) -> str:
+    return f"{format_number(pair[0])} ({format_number(pair[1])})"
+
+
+def _ratio(triple: tuple[float, float, float] | None) -> str:
+    if triple is None:
+        return "-"
+    median, low, high = (format_number(value, 3) for value in triple)
+    return f"{median} [{low}, {high}]"
+
+
+def console_table(models: list[MeasuredModel]) -> str:
+    """The table as lines for a terminal: models, their nulls, the paper's figures."""
+    header = ("model", "valid loss", "AS", "x_out t0", "t0/early", "MLP t0", "R_GS(0)")
+    lines = [header, *(_cells(row) for row in (*table_rows(models), *PAPER_ROWS))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _cells(row: TableRow) -> tuple[str, ...]:
+    kind = {"measured": "", "null": ", untrained", "paper": f" (paper, {PAPER_MODEL})"}[row.kind]
+    return (
+        row.label + kind,
+        _loss(row.valid_loss),
+        _mean_and_max(row.attention_sink),
+        _mean_and_max(row.hidden_t0),
+        format_number(row.hidden_t0_over_early),
+        _mean_and_max(row.mlp_t0),
+        _ratio(row.gradient_sink_ratio),
+    )

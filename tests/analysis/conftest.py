@@ -1,0 +1,5 @@
+"""A display is never needed."""
+
+import matplotlib
+
+matplotlib.use("Agg")
