@@ -9,6 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megasink", "megasink.*"]),
+    package_data={"megasink.analysis": ["templates/*.j2"]},
     install_requires=[
         "deepspeed>=0.19.8",
         "jinja2>=3.1",
