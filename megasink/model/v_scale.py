@@ -34,6 +34,7 @@ class VScale(nn.Module):
             nn.init.zeros_(self.theta)
         else:
             self.theta = None
+        self.num_local_heads = num_key_value_heads // axis.size if rows is None else rows.stop - rows.start
 
     def forward(self, value_states: Tensor) -> Tensor:
         """[B, T, key-value heads of this rank, D] -> the same shape and dtype."""
@@ -44,6 +45,14 @@ class VScale(nn.Module):
         else:
             theta = copy_to_tensor_parallel(self.theta, self.axis)[self.rows]
         return _VScale.apply(value_states, theta, self.initial_c, self.forward_identity)
+
+    def theta_and_c(self) -> tuple[Tensor, Tensor]:
+        """theta and C of this rank's key-value heads, float64; zeros and C_0 in backward-only mode."""
+        if self.theta is None:
+            theta = torch.zeros(self.num_local_heads, dtype=torch.float64)
+        else:
+            theta = self.theta.detach().double()[self.rows or slice(None)]
+        return theta, self.initial_c * theta.exp()
 
 
 class _VScale(torch.autograd.Function):
