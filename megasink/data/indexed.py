@@ -1,0 +1,275 @@
+"""Megatron's `.bin/.idx` token files (MMIDIDX version 1): a checked memory-mapped reader and an atomic writer.
+
+`.idx`, little-endian: magic `MMIDIDX\\0\\0` (9 bytes), version u64 = 1, dtype code u8, sequences S u64, bounds D u64
+(documents + 1), then lengths i32[S] in tokens, offsets i64[S] in bytes, document bounds i64[D] in sequences.
+`.bin` holds the raw tokens of all sequences one after the other.
+"""
+
+import contextlib
+import mmap
+import os
+import struct
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from megasink.errors import UserError
+
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+DTYPE_CODES = {
+    1: np.dtype("<u1"),
+    2: np.dtype("<i1"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<i4"),
+    5: np.dtype("<i8"),
+    6: np.dtype("<f8"),
+    7: np.dtype("<f4"),
+    8: np.dtype("<u2"),
+}
+U16_VOCABULARY_LIMIT = 65500  # Megatron's rule; below it two bytes a token
+_CHUNK = 1 << 20  # sequences handled at once, so that memory does not grow with the file
+
+
+def bin_path(prefix: str | Path) -> Path:
+    return Path(f"{prefix}.bin")
+
+
+def idx_path(prefix: str | Path) -> Path:
+    return Path(f"{prefix}.idx")
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """u16 where the vocabulary is below 65,500 (as in Megatron), else i32."""
+    return DTYPE_CODES[8] if vocab_size < U16_VOCABULARY_LIMIT else DTYPE_CODES[4]
+
+
+class IndexedDataset:
+    """Documents of a `.bin/.idx` pair, read through one memory map; everything is checked when it is opened.
+
+    Attributes:
+        tokens: [total_tokens] read-only view of the whole `.bin`, in the file's dtype.
+        sequence_lengths: int32 [S] tokens of each sequence.
+        document_starts: int64 [documents + 1] first token of each document in `tokens`; the last is total_tokens.
+
+    Raises:
+        UserError: a missing, unreadable or damaged file; the line names the file and the fault.
+    """
+
+    def __init__(self, prefix: str | Path) -> None:
+        self.prefix = str(prefix)
+        index = _map_file(idx_path(prefix))
+        self.dtype, num_sequences = _read_header(index, idx_path(prefix))
+        lengths_at = HEADER.size
+        offsets_at = lengths_at + 4 * num_sequences
+        bounds_at = offsets_at + 8 * num_sequences
+        self.sequence_lengths = index[lengths_at:offsets_at].view("<i4")
+        offsets = index[offsets_at:bounds_at].view("<i8")
+        bounds = index[bounds_at:].view("<i8")
+        sequence_starts = self._check_sequences(offsets)
+        _check_bounds(bounds, num_sequences, idx_path(prefix))
+        whole = len(bounds) == num_sequences + 1 and bounds[-1] == num_sequences and _is_arange(bounds)
+        self.document_starts = sequence_starts if whole else sequence_starts[bounds]
+        self.tokens = self._map_tokens(int(sequence_starts[-1]))
+
+    def __len__(self) -> int:
+        """Documents."""
+        return len(self.document_starts) - 1
+
+    def __getitem__(self, document: int) -> np.ndarray:
+        """Tokens of one document, [length] in the file's dtype, read-only."""
+        if not 0 <= document < len(self):
+            raise IndexError(f"document {document} of {len(self)} in {self.prefix}")
+        return self.tokens[self.document_starts[document] : self.document_starts[document + 1]]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    def _check_sequences(self, offsets: np.ndarray) -> np.ndarray:
+        """int64 [S + 1] token offsets, after checking every length and byte offset."""
+        where = idx_path(self.prefix)
+        starts = np.zeros(len(offsets) + 1, np.int64)
+        for first in range(0, len(offsets), _CHUNK):
+            part = slice(first, first + _CHUNK)
+            lengths = self.sequence_lengths[part]
+            if lengths.min() < 0:
+                bad = first + int(np.argmax(lengths < 0))
+                raise UserError(f"{where}: damaged: sequence {bad} has length {self.sequence_lengths[bad]}; {_REMAKE}")
+            np.cumsum(lengths, dtype=np.int64, out=starts[first + 1 : first + 1 + len(lengths)])
+            starts[first + 1 : first + 1 + len(lengths)] += starts[first]
+            wrong = offsets[part] != starts[first : first + len(lengths)] * self.dtype.itemsize
+            if wrong.any():
+                bad = first + int(np.argmax(wrong))
+                expected = int(starts[bad]) * self.dtype.itemsize
+                raise UserError(
+                    f"{where}: damaged: sequence {bad} points to byte {offsets[bad]}, expected {expected}; {_REMAKE}"
+                )
+        return starts
+
+    def _map_tokens(self, expected: int) -> np.ndarray:
+        path = bin_path(self.prefix)
+        raw = _map_file(path)
+        if len(raw) != expected * self.dtype.itemsize:
+            raise UserError(
+                f"{path}: {len(raw)} bytes, but {idx_path(self.prefix).name} describes {expected} tokens of "
+                f"{self.dtype.itemsize} bytes ({expected * self.dtype.itemsize} bytes): truncated or not its pair; "
+                f"{_REMAKE}"
+            )
+        return raw.view(self.dtype)
+
+
+_REMAKE = "copy the pair again or remake it with tools/preprocess_data.py"
+
+
+def _map_file(path: Path) -> np.ndarray:
+    """The file's bytes as a read-only uint8 ndarray over a memory map (empty files, which cannot be mapped, too)."""
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                return np.zeros(0, np.uint8)
+            # a plain ndarray over mmap: np.memmap's subclass makes every slice twice as slow
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except OSError as error:
+        hint = "; give the prefix, without .bin or .idx" if path.name.endswith((".bin.idx", ".idx.idx")) else ""
+        raise UserError(f"{path}: {error.strerror}{hint or '; make it with tools/preprocess_data.py'}") from None
+
+
+def _read_header(index: np.ndarray, path: Path) -> tuple[np.dtype, int]:
+    """(dtype, sequences), checked against the file's size."""
+    if len(index) < HEADER.size:
+        raise UserError(f"{path}: {len(index)} bytes is too short for an index; {_REMAKE}")
+    magic, version, code, num_sequences, num_bounds = HEADER.unpack(index[: HEADER.size].tobytes())
+    if magic != MAGIC:
+        raise UserError(f"{path}: not a Megatron index (it does not begin with MMIDIDX); {_REMAKE}")
+    if version != 1:
+        raise UserError(f"{path}: index version {version}, only 1 is known; {_REMAKE}")
+    if code not in DTYPE_CODES or DTYPE_CODES[code].kind == "f":
+        raise UserError(f"{path}: dtype code {code} is not an integer type of tokens; {_REMAKE}")
+    expected = HEADER.size + 12 * num_sequences + 8 * num_bounds
+    if len(index) != expected:
+        raise UserError(
+            f"{path}: {len(index)} bytes, but its header describes {num_sequences} sequences and {num_bounds} document "
+            f"bounds ({expected} bytes): truncated or damaged; {_REMAKE}"
+        )
+    return DTYPE_CODES[code], num_sequences
+
+
+def _check_bounds(bounds: np.ndarray, num_sequences: int, path: Path) -> None:
+    if len(bounds) == 0 or bounds[0] != 0 or bounds[-1] != num_sequences:
+        raise UserError(f"{path}: damaged: document bounds do not run from 0 to {num_sequences} sequences; {_REMAKE}")
+    for first in range(0, len(bounds), _CHUNK):
+        steps = np.diff(bounds[first : first + _CHUNK + 1])
+        if len(steps) and steps.min() < 0:
+            raise UserError(f"{path}: damaged: document bounds decrease at {first + int(np.argmin(steps))}; {_REMAKE}")
+
+
+def _is_arange(bounds: np.ndarray) -> bool:
+    """Non-decreasing bounds from 0 to S with S + 1 entries: one sequence a document unless some step is not 1."""
+    return all(
+        (np.diff(bounds[first : first + _CHUNK + 1]) == 1).all() for first in range(0, max(len(bounds) - 1, 1), _CHUNK)
+    )
+
+
+class IndexedDatasetWriter:
+    """Writes documents, one sequence each, to `<prefix>.bin` and `.idx` under temporary names until `finish`.
+
+    The `.idx` is renamed last and an older one is removed first, so a pair that opens is a whole pair. Memory does not
+    grow with the corpus. Use as a context manager: leaving it through an exception removes what was begun.
+
+    Raises:
+        UserError: an id outside the vocabulary, an unwritable folder, a full disk.
+    """
+
+    def __init__(self, prefix: str | Path, vocab_size: int) -> None:
+        if vocab_size < 1:
+            raise UserError(f"vocabulary of {vocab_size} entries: a tokenizer has at least one")
+        self.prefix = str(prefix)
+        self.vocab_size = vocab_size
+        self.dtype = token_dtype(vocab_size)
+        self.num_documents = 0
+        self.num_tokens = 0
+        self._bin_temporary = _temporary(bin_path(prefix))
+        self._idx_temporary = _temporary(idx_path(prefix))
+        try:
+            self._bin = open(self._bin_temporary, "wb", buffering=1 << 20)  # noqa: SIM115 (closed by finish or discard)
+            self._idx = open(self._idx_temporary, "w+b", buffering=1 << 20)  # noqa: SIM115
+            self._idx.write(bytes(HEADER.size))
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def __enter__(self) -> "IndexedDatasetWriter":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.discard()
+
+    def add_document(self, tokens: np.ndarray | list[int]) -> None:
+        """Append one document, [length] integers."""
+        self.add_documents(np.asarray(tokens), np.array([len(tokens)]))
+
+    def add_documents(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
+        """Append several documents: their tokens one after the other [sum of lengths], and their lengths."""
+        assert len(tokens) == lengths.sum()
+        if len(tokens) and (tokens.max() >= self.vocab_size or tokens.min() < 0):
+            bad = int(tokens[np.argmax((tokens >= self.vocab_size) | (tokens < 0))])
+            raise UserError(f"token id {bad} is outside the vocabulary of {self.vocab_size} entries; check --tokenizer")
+        if len(lengths) and lengths.max() > np.iinfo(np.int32).max:
+            raise UserError(f"a document of {lengths.max()} tokens is longer than the format allows (2^31 - 1); cut it")
+        try:
+            self._bin.write(np.ascontiguousarray(tokens, self.dtype).data)
+            self._idx.write(np.ascontiguousarray(lengths, "<i4").data)
+        except OSError as error:
+            raise self._unwritable(error) from None
+        self.num_documents += len(lengths)
+        self.num_tokens += len(tokens)
+
+    def finish(self) -> None:
+        """Complete the index, flush both files to disk and give them their names."""
+        try:
+            self._write_index_tail()
+            for file in (self._bin, self._idx):
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+            idx_path(self.prefix).unlink(missing_ok=True)
+            os.replace(self._bin_temporary, bin_path(self.prefix))
+            os.replace(self._idx_temporary, idx_path(self.prefix))
+        except OSError as error:
+            self.discard()
+            raise self._unwritable(error) from None
+
+    def discard(self) -> None:
+        """Close and remove the temporary files."""
+        for file, path in ((self._bin, self._bin_temporary), (self._idx, self._idx_temporary)):
+            with contextlib.suppress(OSError):  # a buffer that cannot be flushed: it is being thrown away
+                file.close()
+            path.unlink(missing_ok=True)
+
+    def _write_index_tail(self) -> None:
+        start = 0
+        for first in range(0, self.num_documents, _CHUNK):
+            count = min(_CHUNK, self.num_documents - first)
+            self._idx.seek(HEADER.size + 4 * first)
+            lengths = np.frombuffer(self._idx.read(4 * count), "<i4")
+            ends = start + np.cumsum(lengths, dtype=np.int64)
+            self._idx.seek(HEADER.size + 4 * self.num_documents + 8 * first)
+            self._idx.write(((ends - lengths) * self.dtype.itemsize).astype("<i8").data)
+            start = int(ends[-1])
+        self._idx.seek(HEADER.size + 12 * self.num_documents)
+        for first in range(0, self.num_documents + 1, _CHUNK):
+            self._idx.write(np.arange(first, min(first + _CHUNK, self.num_documents + 1), dtype="<i8").data)
+        self._idx.seek(0)
+        code = next(code for code, dtype in DTYPE_CODES.items() if dtype == self.dtype)
+        self._idx.write(HEADER.pack(MAGIC, 1, code, self.num_documents, self.num_documents + 1))
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"cannot write {self.prefix}.bin and .idx: {error.strerror}; choose another --output-prefix")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")

@@ -1,0 +1,91 @@
+"""A SentencePiece tokenizer trained on the same inputs that are tokenized later."""
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from megasink.errors import UserError
+from megasink.tokenize.documents import check_inputs, read_documents
+
+
+@dataclass
+class TrainTokenizerConfig:
+    """Train a SentencePiece tokenizer with BOS, EOS and byte fallback (no text is unknown to it)."""
+
+    input: tuple[str, ...]
+    """JSONL or text files, as for preprocess_data.py."""
+    output: str
+    """Prefix: writes <prefix>.model."""
+    vocab_size: int
+    """Entries, special tokens and 256 bytes included."""
+    json_key: str = "text"
+    """Key of the text in each JSON object."""
+    model_type: Literal["bpe", "unigram"] = "bpe"
+    """SentencePiece algorithm."""
+    max_sentences: int = 1_000_000
+    """Lines of text used at most, taken at random."""
+    num_threads: int = 2
+    """Threads."""
+
+
+def train_tokenizer(config: TrainTokenizerConfig) -> Path:
+    """Train and write `<output>.model` atomically; unk 0, bos 1, eos 2, digits split, whitespace kept.
+
+    Raises:
+        UserError: bad inputs, a vocabulary too small or too large for the text, an unwritable output.
+    """
+    import sentencepiece
+
+    check_inputs(config.input)
+    if config.vocab_size < 300:
+        raise UserError(f"--vocab-size {config.vocab_size}: at least 300 (256 bytes and special tokens are fixed)")
+    path = Path(f"{config.output}.model")
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.touch()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another --output") from None
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_lines(config),
+            model_writer=model,
+            vocab_size=config.vocab_size,
+            model_type=config.model_type,
+            input_sentence_size=config.max_sentences,
+            shuffle_input_sentence=True,
+            byte_fallback=True,
+            split_digits=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            num_threads=config.num_threads,
+            minloglevel=2,
+        )
+        with open(temporary, "wb") as file:
+            file.write(model.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except RuntimeError as error:
+        raise UserError(f"SentencePiece refused: {error}; try a smaller --vocab-size or more text") from None
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another --output") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _lines(config: TrainTokenizerConfig) -> Iterator[str]:
+    """Lines of all documents, without their newline (SentencePiece trains on lines)."""
+    found = False
+    for text, _ in read_documents(config.input, config.json_key):
+        for line in text.splitlines():
+            if line.strip():
+                found = True
+                yield line
+    if not found:
+        raise UserError(f"no text in {' '.join(config.input)}: nothing to train a tokenizer on")

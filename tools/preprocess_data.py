@@ -1,0 +1,16 @@
+"""Tokenize text into Megatron's .bin/.idx: python tools/preprocess_data.py --help."""
+
+import sys
+
+from megasink.config.cli import parse_cli
+from megasink.errors import run_cli
+from megasink.tokenize.preprocess import PreprocessConfig, preprocess
+
+
+def main() -> None:
+    config = parse_cli(PreprocessConfig, sys.argv[1:])
+    print(f"{config.output_prefix}: {preprocess(config)}")
+
+
+if __name__ == "__main__":
+    run_cli(main)
