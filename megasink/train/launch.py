@@ -1,0 +1,78 @@
+"""Who am I in the job: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, whoever started this process.
+
+`deepspeed` and `torchrun` set all five. Under `srun` (DeepSpeed's slurm runner makes one too) they follow from Slurm's
+variables. A process started by hand is a job of one rank.
+"""
+
+import os
+import socket
+import subprocess
+from collections.abc import MutableMapping
+
+from megasink.errors import UserError
+
+_FIRST_PORT, _PORTS = 20000, 10000
+
+
+def init_environment(argv: list[str], environ: MutableMapping[str, str] = os.environ) -> list[str]:
+    """Complete the rank variables in `environ` and return `argv` without a launcher's `--local_rank N`.
+
+    Raises:
+        UserError: an incomplete launcher environment, or a Slurm node list that cannot be resolved.
+    """
+    local_rank, argv = _take_local_rank(argv)
+    if "RANK" in environ:
+        if "WORLD_SIZE" not in environ:
+            raise UserError("RANK is set but WORLD_SIZE is not; start with deepspeed, torchrun or srun, or unset RANK")
+        environ.setdefault("LOCAL_RANK", local_rank or "0")
+    elif "SLURM_STEP_NUM_TASKS" in environ:  # only srun's tasks have it, not a batch script's shell
+        environ.setdefault("MASTER_PORT", str(_port_of_step(environ)))
+        if "MASTER_ADDR" not in environ:
+            environ["MASTER_ADDR"] = _first_host(environ["SLURM_STEP_NODELIST"])
+        environ["RANK"] = environ["SLURM_PROCID"]
+        environ["WORLD_SIZE"] = environ["SLURM_STEP_NUM_TASKS"]
+        environ["LOCAL_RANK"] = _local_rank_of_task(environ)
+    else:
+        environ.setdefault("MASTER_PORT", str(_free_port()))
+        environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+    return argv
+
+
+def _take_local_rank(argv: list[str]) -> tuple[str | None, list[str]]:
+    local_rank, rest = None, []
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in ("--local_rank", "--local-rank"):
+            local_rank = value if equals else next(words, None)
+        else:
+            rest.append(word)
+    return local_rank, rest
+
+
+def _local_rank_of_task(environ: MutableMapping[str, str]) -> str:
+    """With --gpus-per-task=1 every task sees one device, number 0, whatever its place on the node."""
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "")
+    return "0" if visible and "," not in visible else environ["SLURM_LOCALID"]
+
+
+def _first_host(nodelist: str) -> str:
+    """`node[3-4]` -> `node3`: rank 0 lives on the first node of the step."""
+    try:
+        reply = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True)
+        return reply.stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError) as error:
+        raise UserError(
+            f"`scontrol show hostnames {nodelist}` failed ({error}); set MASTER_ADDR to the first node's name"
+        ) from None
+
+
+def _port_of_step(environ: MutableMapping[str, str]) -> int:
+    """The same on every rank without talking, different for jobs and steps that share a node."""
+    return _FIRST_PORT + (int(environ["SLURM_JOB_ID"]) * 16 + int(environ["SLURM_STEP_ID"])) % _PORTS
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

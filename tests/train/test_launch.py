@@ -1,0 +1,74 @@
+"""Every launcher's variables become the same five."""
+
+import pytest
+
+from megasink.errors import UserError
+from megasink.train.launch import init_environment
+
+
+def test_a_launcher_that_set_the_variables_is_left_alone():
+    given = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    environ = dict(given)
+    init_environment([], environ)
+    assert environ == given
+
+
+@pytest.mark.parametrize("flag", [["--local_rank", "2"], ["--local_rank=2"], ["--local-rank=2"]])
+def test_local_rank_of_the_deepspeed_launcher_is_taken_off_the_command_line(flag):
+    environ = {"RANK": "2", "WORLD_SIZE": "4"}
+    assert init_environment(["--lr", "1", *flag, "--seed", "2"], environ) == ["--lr", "1", "--seed", "2"]
+    assert environ["LOCAL_RANK"] == "2"
+
+
+def test_a_process_started_by_hand_is_a_job_of_one():
+    environ = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4"}  # the shell of a batch script
+    init_environment([], environ)
+    assert (environ["RANK"], environ["WORLD_SIZE"], environ["LOCAL_RANK"]) == ("0", "1", "0")
+    assert int(environ["MASTER_PORT"]) > 0
+
+
+def slurm_task(**more):
+    return {
+        "SLURM_JOB_ID": "70000",
+        "SLURM_STEP_ID": "1",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_NODELIST": "node[1-2]",
+        "SLURM_NTASKS": "8",
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "1",
+        **more,
+    }
+
+
+def test_an_srun_task_takes_its_place_from_its_step(tmp_path, monkeypatch):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "node1\\nnode2\\n"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    environ = slurm_task()
+    init_environment([], environ)
+    assert (environ["RANK"], environ["WORLD_SIZE"], environ["LOCAL_RANK"]) == ("3", "4", "1")
+    assert environ["MASTER_ADDR"] == "node1"
+    other = slurm_task(SLURM_STEP_ID="2")
+    init_environment([], other)
+    assert 1024 < int(environ["MASTER_PORT"]) < 32768 and environ["MASTER_PORT"] != other["MASTER_PORT"]
+
+
+def test_a_task_that_sees_one_gpu_uses_its_device_0():
+    environ = slurm_task(MASTER_ADDR="here", CUDA_VISIBLE_DEVICES="1")
+    init_environment([], environ)
+    assert environ["LOCAL_RANK"] == "0"
+    environ = slurm_task(MASTER_ADDR="here", CUDA_VISIBLE_DEVICES="0,1")
+    init_environment([], environ)
+    assert environ["LOCAL_RANK"] == "1"
+
+
+def test_an_unresolvable_node_list_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="set MASTER_ADDR"):
+        init_environment([], slurm_task())
+
+
+def test_half_an_environment_is_refused():
+    with pytest.raises(UserError, match="WORLD_SIZE"):
+        init_environment([], {"RANK": "0"})
