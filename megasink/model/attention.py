@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from megasink.config import ModelConfig
 from megasink.model.rope import apply_rotary
-from megasink.model.taps import BlockTaps, sum_of_squares, tap_gradient, tap_value
+from megasink.model.taps import BlockTaps, sum_of_squares, tap_gradient, tap_shared_gradient, tap_value
 from megasink.model.v_scale import VScale
 from megasink.parallel.layers import (
     ColumnParallelLinear,
@@ -54,7 +54,7 @@ class Attention(nn.Module):
             for states in fused_column_parallel(hidden_states, [self.q_proj, self.k_proj, self.v_proj])
         )
         if taps is not None:
-            value = tap_gradient(value, taps.value_grad)
+            value = self._tap_value_gradient(value, taps.value_grad)
             value = tap_value(value, taps.value, sum_of_squares(value))
         if self.v_scale is not None:
             value = self.v_scale(value)
@@ -68,6 +68,12 @@ class Attention(nn.Module):
         if taps is not None:
             context = tap_value(context, taps.attention_sink, attention_to_first(query, key, log_sum_exp))
         return self.o_proj(context.transpose(1, 2).flatten(2))
+
+    def _tap_value_gradient(self, value: Tensor, leaf: Tensor) -> Tensor:
+        if self.key_value_heads is None:
+            return tap_gradient(value, leaf)
+        head, count = self.key_value_heads.start, self.k_proj.weight.shape[0] // self.head_dim
+        return tap_shared_gradient(value, leaf, self.layout.tensor, head, count)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from megasink.parallel.collectives import all_reduce
+from megasink.parallel.layout import Axis
+
 
 class BlockTaps(NamedTuple):
     """The leaves of one block for one micro-batch. T is the rank's own share of the sequence under sequence parallelism
@@ -34,6 +37,14 @@ def tap_gradient(tensor: Tensor, leaf: Tensor | None) -> Tensor:
     return tensor if leaf is None else _GradientTap.apply(tensor, leaf)
 
 
+def tap_shared_gradient(tensor: Tensor, leaf: Tensor, axis: Axis, head: int, num_heads: int) -> Tensor:
+    """As tap_gradient for the one of `num_heads` replicated key-value heads this rank uses, [B, T, 1, D].
+
+    Ranks that share a head each hold a part of its gradient; the parts are summed before the norm is taken.
+    """
+    return _SharedGradientTap.apply(tensor, leaf, axis, head, num_heads)
+
+
 def tap_value(carrier: Tensor, leaf: Tensor | None, statistic: Tensor) -> Tensor:
     """Identity on `carrier`; in the backward pass the leaf receives `statistic`, a value of the forward pass."""
     return carrier if leaf is None else _ValueTap.apply(carrier, leaf, statistic.detach())
@@ -52,6 +63,19 @@ class _GradientTap(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient, sum_of_squares(gradient)
+
+
+class _SharedGradientTap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, leaf, axis, head, num_heads):
+        ctx.axis, ctx.head, ctx.num_heads = axis, head, num_heads
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        by_head = gradient.new_zeros((ctx.num_heads, *gradient.shape))
+        by_head[ctx.head] = gradient
+        return gradient, sum_of_squares(all_reduce(by_head, ctx.axis)[ctx.head]), None, None, None
 
 
 class _ValueTap(torch.autograd.Function):

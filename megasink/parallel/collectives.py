@@ -16,6 +16,10 @@ from torch import Tensor
 
 from megasink.parallel.layout import Axis
 
+# torch 2.13 renamed these two and warns at the old names, which 2.11 has alone
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def copy_to_tensor_parallel(tensor: Tensor, axis: Axis) -> Tensor:
     """Hand a replicated tensor to rank-local work; its gradient is the sum over the ranks' gradients."""
@@ -48,7 +52,7 @@ def all_reduce(tensor: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.Re
 
 def _all_gather_sequence(tensor: Tensor, axis: Axis) -> Tensor:
     gathered = tensor.new_empty((axis.size, *tensor.shape))
-    dist.all_gather_into_tensor(gathered.view(-1, *tensor.shape[1:]), tensor.contiguous(), group=axis.group)
+    _all_gather(gathered.view(-1, *tensor.shape[1:]), tensor.contiguous(), group=axis.group)
     batch, local_length = tensor.shape[:2]
     return gathered.transpose(0, 1).reshape(batch, axis.size * local_length, *tensor.shape[2:])
 
@@ -57,7 +61,7 @@ def _reduce_scatter_sequence(tensor: Tensor, axis: Axis) -> Tensor:
     batch, length = tensor.shape[:2]
     by_rank = tensor.reshape(batch, axis.size, length // axis.size, *tensor.shape[2:]).transpose(0, 1).contiguous()
     scattered = tensor.new_empty(by_rank.shape[1:])
-    dist.reduce_scatter_tensor(scattered, by_rank.view(-1, *by_rank.shape[2:]), group=axis.group)
+    _reduce_scatter(scattered, by_rank.view(-1, *by_rank.shape[2:]), group=axis.group)
     return scattered
 
 

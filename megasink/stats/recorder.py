@@ -84,7 +84,8 @@ class SinkRecorder:
             sums.add_key_value_heads("value_norm", layer, bin_sums(_tokens_last(taps.value.sqrt()), starts))
             sums.add_heads("attention_sink", layer, taps.attention_sink.double().sum(dim=(0, 1)))
 
-            all_heads = all_reduce(taps.value_grad.sum(dim=-1), layout.tensor).sqrt() * gradient_scale
+            value_grad_squares = taps.value_grad * sums.key_value_head_weight
+            all_heads = all_reduce(value_grad_squares.sum(dim=-1), layout.tensor).sqrt() * gradient_scale
             sums.add_replicated("value_grad_norm_all", layer, bin_sums(all_heads, starts).sum(dim=(0, 1)))
             norm_grad, mlp_output, block_output = (
                 self._whole_sequence(entry).sqrt()
@@ -97,8 +98,9 @@ class SinkRecorder:
             sums.add_sequences("gradient_sink_ratio_early", layer, first_over_early(norm_grad))
             if block.self_attn.v_scale is not None:
                 theta, c = block.self_attn.v_scale.theta_and_c()
-                sums.add_key_value_heads("theta", layer, theta)
-                sums.add_key_value_heads("v_scale_c", layer, c)
+                once = 1.0 if layout.data.rank == 0 else 0.0
+                sums.add_key_value_heads("theta", layer, theta * once)
+                sums.add_key_value_heads("v_scale_c", layer, c * once)
         self.micro_batches.clear()
 
         arrays = sums.reduce()

@@ -29,7 +29,7 @@ class SumOverWorld:
             self.key_value_heads = attention.num_key_value_heads * layout.tensor.size
             self.first_key_value_head = attention.num_key_value_heads * layout.tensor.rank
         sharers = layout.tensor.size // self.key_value_heads if self.replicated else 1
-        self.owns_key_value_heads = layout.tensor.rank % sharers == 0
+        self.key_value_head_weight = 1.0 if layout.tensor.rank % sharers == 0 else 0.0
         self.arrays: dict[str, Tensor] = {}
 
     def add_heads(self, name: str, layer: int, values: Tensor) -> None:
@@ -40,8 +40,8 @@ class SumOverWorld:
     def add_key_value_heads(self, name: str, layer: int, values: Tensor) -> None:
         """values [key-value heads of this rank, ...]."""
         target = self._array(name, (self.key_value_heads, *values.shape[1:]), values)
-        if self.owns_key_value_heads:
-            target[layer, self.first_key_value_head : self.first_key_value_head + len(values)] += values
+        own = slice(self.first_key_value_head, self.first_key_value_head + len(values))
+        target[layer, own] += values * self.key_value_head_weight
 
     def add_replicated(self, name: str, layer: int, values: Tensor) -> None:
         """values equal on every tensor-parallel rank, a sum over this rank's sequences."""
