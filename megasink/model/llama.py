@@ -44,7 +44,8 @@ def project_to_vocabulary(embedding: VocabParallelEmbedding, hidden_states: Tens
 class Layer:
     """One entry of the model's list. Layers that share `tied_key` share one module; `forward` replaces its call."""
 
-    build: Callable[[], nn.Module]
+    module: type[nn.Module]
+    arguments: tuple
     tied_key: str | None = None
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None
 
@@ -52,13 +53,13 @@ class Layer:
 def llama_layers(config: ModelConfig, layout: ParallelLayout, seed: int | None = None) -> list[Layer]:
     """embedding, num_layers blocks, final norm, output layer. `seed` None leaves weights uninitialised."""
     tied = None if config.untie_embeddings_and_output_weights else TIED_EMBEDDING
-    embedding = Layer(lambda: Embedding(config, layout, seed), tied)
-    blocks = [Layer(lambda index=index: Block(config, layout, index, seed)) for index in range(config.num_layers)]
-    norm = Layer(lambda: RMSNorm(config.hidden_size, config.norm_epsilon, layout))
-    if tied is not None:
-        output = Layer(embedding.build, tied, project_to_vocabulary)
+    embedding = Layer(Embedding, (config, layout, seed), tied)
+    blocks = [Layer(Block, (config, layout, index, seed)) for index in range(config.num_layers)]
+    norm = Layer(RMSNorm, (config.hidden_size, config.norm_epsilon, layout))
+    if tied is None:
+        output = Layer(OutputLayer, (config, layout, seed, "lm_head.weight"))
     else:
-        output = Layer(lambda: OutputLayer(config, layout, seed, "lm_head.weight"))
+        output = Layer(Embedding, embedding.arguments, tied, project_to_vocabulary)
     return [embedding, *blocks, norm, output]
 
 
@@ -84,11 +85,11 @@ class Llama(nn.Module):
         self.calls: list[Callable[[Tensor], Tensor]] = []
         for index, layer in enumerate(llama_layers(config, self.layout, seed)):
             if layer.tied_key is None:
-                module = layer.build()
+                module = layer.module(*layer.arguments)
                 self.add_module(str(index), module)
             else:
                 if layer.tied_key not in self.tied_modules:
-                    self.tied_modules[layer.tied_key] = layer.build()
+                    self.tied_modules[layer.tied_key] = layer.module(*layer.arguments)
                 module = self.tied_modules[layer.tied_key]
             self.calls.append(module if layer.forward is None else _bind(layer.forward, module))
 

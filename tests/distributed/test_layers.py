@@ -49,21 +49,14 @@ def test_loss_gradients_and_statistics_equal_one_process(ranks, single):
             where = f"TP{tensor_parallel} SP={sequence_parallel} of {len(ranks)} ranks, {model}"
             assert found["loss"] == pytest.approx(expected["loss"], rel=1e-12), where
             for name, gradient in expected["gradients"].items():
-                torch.testing.assert_close(
-                    found["gradients"][name],
-                    gradient,
-                    rtol=1e-9,
-                    atol=1e-14,
-                    msg=lambda m, n=name: f"{where}: {n}: {m}",
-                )
+                _assert_equal(found["gradients"][name], gradient, f"{where}: gradient of {name}")
             for name, array in expected["report"].items():
-                torch.testing.assert_close(
-                    torch.as_tensor(_sorted_sequences(name, found["report"][name])),
-                    torch.as_tensor(_sorted_sequences(name, array)),
-                    rtol=1e-9,
-                    atol=1e-14,
-                    msg=lambda m, n=name: f"{where}: {n}: {m}",
-                )
+                array, other = (_sorted_sequences(name, each) for each in (array, found["report"][name]))
+                _assert_equal(torch.as_tensor(other), torch.as_tensor(array), f"{where}: {name}")
+
+
+def _assert_equal(found: torch.Tensor, expected: torch.Tensor, where: str) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14, msg=lambda text: f"{where}: {text}")
 
 
 def _sorted_sequences(name: str, array):

@@ -1,0 +1,146 @@
+"""Combinations that cannot work, refused before anything starts: each in one line that names the flag and the fix."""
+
+from megasink.config.run import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, SinkStatsConfig, TrainingConfig
+from megasink.errors import UserError
+
+
+def check_run(config: RunConfig, world_size: int) -> None:
+    """Check everything that does not need the data. Raises UserError at the first fault."""
+    _check_positive(config)
+    check_model(config.model)
+    _check_layout(config.model, config.parallel, world_size)
+    _check_batch(config.training, config.parallel, world_size)
+    _check_schedule(config.optimizer, config.training)
+    _check_statistics(config.sink_stats, config.model)
+    _require(config.checkpoint.save is not None, "--save: name the run folder, for example --save runs/first")
+    _require(
+        not (
+            config.checkpoint.load
+            and config.checkpoint.auto_resume
+            and config.checkpoint.load == config.checkpoint.save
+        ),
+        "--load takes the weights of another run; to go on with this one give --auto-resume alone",
+    )
+
+
+def check_model(model: ModelConfig) -> None:
+    """Shapes of the model that contradict each other."""
+    heads, groups = model.num_attention_heads, model.num_key_value_heads
+    _require(
+        model.head_dim is not None or model.hidden_size % heads == 0,
+        f"--hidden-size {model.hidden_size} is not a multiple of --num-attention-heads {heads}; change one or give --head-dim",
+    )
+    _require(model.kv_channels % 2 == 0, f"--head-dim {model.kv_channels} is odd; rotary embedding needs an even one")
+    _require(
+        heads % groups == 0,
+        f"--num-attention-heads {heads} is not a multiple of --num-query-groups {groups}; change one",
+    )
+
+
+def _check_layout(model: ModelConfig, parallel: ParallelConfig, world_size: int) -> None:
+    tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    heads, groups = model.num_attention_heads, model.num_key_value_heads
+    tp = f"--tensor-model-parallel-size {tensor}"
+    _require(
+        world_size % (tensor * pipeline) == 0,
+        f"{world_size} ranks were started, which is no multiple of {tp} x --pipeline-model-parallel-size {pipeline}; "
+        f"start {tensor * pipeline} or a multiple, or change the sizes",
+    )
+    _require(heads % tensor == 0, f"{tp} does not divide --num-attention-heads {heads}; choose a divisor")
+    _require(
+        groups % tensor == 0 or tensor % groups == 0,
+        f"{tp} and --num-query-groups {groups}: one must divide the other; change one",
+    )
+    _require(
+        model.ffn_hidden_size % tensor == 0,
+        f"{tp} does not divide --ffn-hidden-size {model.ffn_hidden_size}; choose a divisor",
+    )
+    _require(
+        model.make_vocab_size_divisible_by % tensor == 0,
+        f"{tp} does not divide --make-vocab-size-divisible-by {model.make_vocab_size_divisible_by}; choose a multiple",
+    )
+    _require(
+        not parallel.sequence_parallel or tensor > 1,
+        "--sequence-parallel shards over tensor-parallel ranks; it needs --tensor-model-parallel-size 2 or more",
+    )
+    _require(
+        not parallel.sequence_parallel or model.seq_length % tensor == 0,
+        f"--sequence-parallel: {tp} does not divide --seq-length {model.seq_length}; choose a divisor",
+    )
+    _require(0 <= parallel.zero_stage <= 3, f"--zero-stage {parallel.zero_stage} does not exist; choose 0, 1, 2 or 3")
+    _require(
+        pipeline == 1 or parallel.zero_stage <= 1,
+        f"--zero-stage {parallel.zero_stage} does not work with pipeline stages (DeepSpeed); use --zero-stage 1",
+    )
+    _require(
+        pipeline <= model.num_layers,
+        f"--pipeline-model-parallel-size {pipeline} exceeds --num-layers {model.num_layers}; use fewer stages",
+    )
+
+
+def _check_batch(training: TrainingConfig, parallel: ParallelConfig, world_size: int) -> None:
+    data = world_size // (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size)
+    per_pass = training.micro_batch_size * data
+    _require(
+        training.global_batch_size % per_pass == 0,
+        f"--global-batch-size {training.global_batch_size} is not a multiple of --micro-batch-size "
+        f"{training.micro_batch_size} x {data} data-parallel ranks; use a multiple of {per_pass}",
+    )
+
+
+def _check_schedule(optimizer: OptimizerConfig, training: TrainingConfig) -> None:
+    _require(optimizer.min_lr <= optimizer.lr, f"--min-lr {optimizer.min_lr} exceeds --lr {optimizer.lr}; lower it")
+    decay = optimizer.lr_wsd_decay_iters if optimizer.lr_decay_style == "WSD" else 0
+    _require(
+        optimizer.lr_warmup_iters + decay <= training.train_iters,
+        f"--lr-warmup-iters {optimizer.lr_warmup_iters} and the decay of {decay} exceed --train-iters "
+        f"{training.train_iters}; shorten them",
+    )
+
+
+def _check_statistics(sink_stats: SinkStatsConfig, model: ModelConfig) -> None:
+    _require(
+        sink_stats.sink_stats_interval == 0 or model.seq_length >= 16,
+        f"--sink-stats-interval compares token 0 with positions 1..15; --seq-length {model.seq_length} is too short",
+    )
+
+
+def _check_positive(config: RunConfig) -> None:
+    training, model, parallel = config.training, config.model, config.parallel
+    at_least_one = {
+        "num-layers": model.num_layers,
+        "hidden-size": model.hidden_size,
+        "ffn-hidden-size": model.ffn_hidden_size,
+        "num-attention-heads": model.num_attention_heads,
+        "num-query-groups": model.num_key_value_heads,
+        "head-dim": model.kv_channels,
+        "seq-length": model.seq_length,
+        "vocab-size": 1 if model.vocab_size is None else model.vocab_size,
+        "make-vocab-size-divisible-by": model.make_vocab_size_divisible_by,
+        "tensor-model-parallel-size": parallel.tensor_model_parallel_size,
+        "pipeline-model-parallel-size": parallel.pipeline_model_parallel_size,
+        "train-iters": training.train_iters,
+        "micro-batch-size": training.micro_batch_size,
+        "global-batch-size": training.global_batch_size,
+        "log-interval": config.logging.log_interval,
+        "eval-iters": training.eval_iters,
+    }
+    for flag, value in at_least_one.items():
+        _require(value >= 1, f"--{flag} {value}: must be at least 1")
+    not_negative = {
+        "lr-warmup-iters": config.optimizer.lr_warmup_iters,
+        "lr-wsd-decay-iters": config.optimizer.lr_wsd_decay_iters,
+        "save-interval": config.checkpoint.save_interval,
+        "eval-interval": training.eval_interval,
+        "sink-stats-interval": config.sink_stats.sink_stats_interval,
+        "clip-grad": config.optimizer.clip_grad,
+        "weight-decay": config.optimizer.weight_decay,
+        "min-lr": config.optimizer.min_lr,
+    }
+    for flag, value in not_negative.items():
+        _require(value >= 0, f"--{flag} {value}: must not be negative")
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise UserError(otherwise)
