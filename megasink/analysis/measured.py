@@ -5,28 +5,21 @@ from typing import Any
 
 import numpy as np
 
+from megasink.stats.report import SinkReport
+
 
 @dataclass
-class SinkReport:
-    """One sink report: `meta` and `arrays` as the report file holds them (docs/run_folder.md), float64.
+class Measurement:
+    """What one set of weights gave on the analysed tokens."""
 
-    Unknown arrays are allowed: later versions of the file add some.
-    """
-
-    meta: dict[str, Any]
-    arrays: dict[str, np.ndarray]
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.arrays[name]
+    report: SinkReport
+    """Over all sequences together, in the live reports' format."""
+    per_sequence: dict[str, np.ndarray]
+    """The table's figures before the mean over sequences, each [S, L]; `loss` is [S], nats per token."""
 
     @property
-    def num_layers(self) -> int:
-        return int(self.meta["num_layers"])
-
-    @property
-    def positions_per_bin(self) -> np.ndarray:
-        """How many token positions each bin holds, [P]."""
-        return self["position_end"] - self["position_start"]
+    def loss(self) -> float:
+        return float(self.per_sequence["loss"].mean())
 
 
 @dataclass
@@ -34,24 +27,31 @@ class MeasuredModel:
     """A model as the figures and the table see it."""
 
     label: str
-    report: SinkReport
-    null: SinkReport | None = None
-    """The same statistics of the same shape with untrained weights."""
+    trained: Measurement
+    untrained: Measurement | None = None
+    """The null: the same shape with weights that were never trained, on the same tokens."""
     null_source: str = ""
     """Where the null's weights came from, in words."""
-    valid_loss: float | None = None
-    """Nats per token on the analysed tokens."""
     source: str = ""
     """The checkpoint folder."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What else is worth printing: step, parameters, precision, seed."""
+    """What else is worth printing: step, parameters, shape."""
     trajectory: list[SinkReport] = field(default_factory=list)
-    """Live reports of the run over training, by ascending step; the null first if there is one."""
+    """Live reports of the run over training, by ascending step."""
 
     @property
-    def step(self) -> int:
-        return int(self.report.meta["step"])
+    def report(self) -> SinkReport:
+        return self.trained.report
 
     @property
-    def has_v_scale(self) -> bool:
-        return "theta" in self.report.arrays
+    def null(self) -> SinkReport | None:
+        return None if self.untrained is None else self.untrained.report
+
+    @property
+    def learned_v_scale(self) -> bool:
+        return self.report.meta["v_scale"] == "on"
+
+
+def positions_per_bin(report: SinkReport) -> np.ndarray:
+    """How many token positions each bin holds, int64 [P]."""
+    return report["position_end"] - report["position_start"]

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from megasink.analysis.measured import MeasuredModel, SinkReport
+from megasink.analysis.bootstrap import ComparisonRow
+from megasink.analysis.measured import MeasuredModel, Measurement
 from megasink.analysis.summary import PAPER_MODEL, PAPER_ROWS, per_layer, table_rows
 
 SCHEMA = "megasink.analysis/1"
 
 
-def metrics_json(models: list[MeasuredModel], run: dict[str, Any]) -> str:
+def metrics_json(models: list[MeasuredModel], comparison: list[ComparisonRow], run: dict[str, Any]) -> str:
     """Everything measured: `run` (what and how), the table, and every array of every model and its null.
 
     NaN and infinity, which JSON cannot hold, become null.
@@ -24,16 +25,16 @@ def metrics_json(models: list[MeasuredModel], run: dict[str, Any]) -> str:
         "schema": SCHEMA,
         "run": run,
         "table": [asdict(row) for row in table_rows(models)],
+        "comparison": [asdict(row) for row in comparison],
         "paper_reference": {"model": PAPER_MODEL, "table": [asdict(row) for row in PAPER_ROWS]},
         "models": [
             {
                 "label": model.label,
                 "source": model.source,
                 "null_source": model.null_source,
-                "valid_loss": model.valid_loss,
                 "details": model.details,
-                "report": _report(model.report),
-                "null": _report(model.null) if model.null is not None else None,
+                "trained": _measurement(model.trained),
+                "untrained": _measurement(model.untrained) if model.untrained is not None else None,
             }
             for model in models
         ],
@@ -46,7 +47,7 @@ def layers_csv(models: list[MeasuredModel]) -> str:
     rows = []
     for label, weights, report in _all_reports(models):
         columns = per_layer(report)
-        for layer in range(report.num_layers):
+        for layer in range(report.meta["num_layers"]):
             values = {name: repr(float(column[layer])) for name, column in columns.items()}
             rows.append({"model": label, "weights": weights, "layer": layer} | values)
     return _csv(rows)
@@ -70,8 +71,14 @@ def _all_reports(models: list[MeasuredModel]):
             yield model.label, "untrained", model.null
 
 
-def _report(report: SinkReport) -> dict[str, Any]:
-    return {"meta": report.meta, "arrays": {name: array.tolist() for name, array in report.arrays.items()}}
+def _measurement(measurement: Measurement) -> dict[str, Any]:
+    report = measurement.report
+    return {
+        "meta": report.meta,
+        "loss": measurement.loss,
+        "arrays": {name: array.tolist() for name, array in report.arrays.items()},
+        "per_sequence": {name: array.tolist() for name, array in measurement.per_sequence.items()},
+    }
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from megasink.analysis import numbers
+from megasink.analysis.bootstrap import ComparisonRow, Interval
 from megasink.analysis.figures import Drawing
 from megasink.analysis.files import write_whole
 from megasink.analysis.measured import MeasuredModel
@@ -15,11 +16,17 @@ from megasink.analysis.style import figure_style
 from megasink.analysis.summary import PAPER_MODEL, PAPER_ROWS, TableRow, table_rows
 
 
-def write_report(folder: Path, models: list[MeasuredModel], drawings: list[Drawing], run: dict[str, Any]) -> Path:
+def write_report(
+    folder: Path,
+    models: list[MeasuredModel],
+    drawings: list[Drawing],
+    comparison: list[ComparisonRow],
+    run: dict[str, Any],
+) -> Path:
     """Write report.html, figures/*.png and *.svg, metrics.json, layers.csv and heads.csv; returns the HTML file's path.
 
-    `run` says what was measured, as name -> text, in the order to show it. The HTML is written last, so it never shows
-    what is not there.
+    `comparison` is empty or compares two of the models; `run` says what was measured, as name -> text, in the order to
+    show it. The HTML is written last, so it never shows what is not there.
     """
     pictures = []
     for drawing in drawings:
@@ -27,17 +34,28 @@ def write_report(folder: Path, models: list[MeasuredModel], drawings: list[Drawi
         write_whole(folder / "figures" / f"{drawing.slug}.png", png)
         write_whole(folder / "figures" / f"{drawing.slug}.svg", _render(drawing, "svg"))
         pictures.append((drawing, base64.b64encode(png).decode()))
-    write_whole(folder / "metrics.json", numbers.metrics_json(models, run))
+    write_whole(folder / "metrics.json", numbers.metrics_json(models, comparison, run))
     write_whole(folder / "layers.csv", numbers.layers_csv(models))
     write_whole(folder / "heads.csv", numbers.heads_csv(models))
     page = folder / "report.html"
-    write_whole(page, _html(models, pictures, run))
+    write_whole(page, _html(models, pictures, comparison, run))
     return page
 
 
-def _html(models: list[MeasuredModel], pictures: list[tuple[Drawing, str]], run: dict[str, Any]) -> str:
+def _html(
+    models: list[MeasuredModel],
+    pictures: list[tuple[Drawing, str]],
+    comparison: list[ComparisonRow],
+    run: dict[str, Any],
+) -> str:
     environment = Environment(loader=PackageLoader("megasink.analysis"), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"number": format_number, "loss": _loss, "mean_max": _mean_and_max, "ratio": _ratio}
+    environment.filters |= {
+        "number": format_number,
+        "loss": _loss,
+        "mean_max": _mean_and_max,
+        "ratio": _ratio,
+        "interval": _interval,
+    }
     return environment.get_template("report.html.j2").render(
         title="Sink report: " + ", ".join(model.label for model in models),
         models=models,
@@ -45,6 +63,7 @@ def _html(models: list[MeasuredModel], pictures: list[tuple[Drawing, str]], run:
         paper_model=PAPER_MODEL,
         paper_rows=PAPER_ROWS,
         pictures=pictures,
+        comparison=comparison,
         run=run,
     )
 
@@ -56,19 +75,22 @@ def _render(drawing: Drawing, suffix: str) -> bytes:
     return content.getvalue()
 
 
-def format_number(value: float | None, digits: int = 4) -> str:
-    """`value` to four significant digits without an exponent where that stays short; a dash for None."""
-    if value is None:
-        return "-"
+def format_number(value: float, digits: int = 4) -> str:
+    """`value` to four significant digits, whole from 1,000 on."""
     return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _loss(value: float) -> str:
+    return f"{value:.4f}"
 
 
 def _mean_and_max(pair: tuple[float, float]) -> str:
     return f"{format_number(pair[0])} ({format_number(pair[1])})"
+
+
+def _interval(interval: Interval) -> str:
+    value, low, high = (format_number(number, 4) for number in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]"
 
 
 def _ratio(triple: tuple[float, float, float] | None) -> str:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megasink.analysis.measured import MeasuredModel, SinkReport
+from megasink.analysis.measured import MeasuredModel, Measurement, positions_per_bin
+from megasink.stats.report import SinkReport
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class TableRow:
     label: str
     kind: str
     """`measured`, `null` (untrained weights) or `paper`."""
-    valid_loss: float | None
+    valid_loss: float
     attention_sink: tuple[float, float]
     hidden_t0: tuple[float, float]
     hidden_t0_over_early: float
@@ -69,7 +70,7 @@ def per_layer(report: SinkReport) -> dict[str, np.ndarray]:
 
 def _mean_after_first(report: SinkReport, binned: np.ndarray) -> np.ndarray:
     """Mean over positions t > 0 of a binned figure [L, P], bins weighted by the positions they hold: [L]."""
-    weights = report.positions_per_bin[1:]
+    weights = positions_per_bin(report)[1:]
     return binned[:, 1:] @ weights / weights.sum()
 
 
@@ -77,19 +78,20 @@ def table_rows(models: list[MeasuredModel]) -> list[TableRow]:
     """Each model's row followed by its null's."""
     rows = []
     for model in models:
-        rows.append(_row(model.label, "measured", model.report, model.valid_loss))
-        if model.null is not None:
-            rows.append(_row(model.label, "null", model.null, None))
+        rows.append(_row(model.label, "measured", model.trained))
+        if model.untrained is not None:
+            rows.append(_row(model.label, "null", model.untrained))
     return rows
 
 
-def _row(label: str, kind: str, report: SinkReport, valid_loss: float | None) -> TableRow:
+def _row(label: str, kind: str, measurement: Measurement) -> TableRow:
+    report = measurement.report
     layers = per_layer(report)
     ratio = spread(report["gradient_sink_ratio"], axis=None)
     return TableRow(
         label,
         kind,
-        valid_loss,
+        measurement.loss,
         _mean_and_max(layers["attention_sink"]),
         _mean_and_max(layers["hidden_norm_t0"]),
         float(layers["hidden_t0_over_early"].mean()),

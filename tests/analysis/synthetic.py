@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from megasink.analysis.measured import MeasuredModel, SinkReport
+from megasink.analysis.measured import MeasuredModel, Measurement
+from megasink.stats.report import SinkReport
 
 
 def position_bins(seq_length: int) -> np.ndarray:
@@ -63,6 +64,22 @@ def report(
     return SinkReport(meta, arrays)
 
 
+def measurement(made: SinkReport, loss: float) -> Measurement:
+    """Per-sequence figures that scatter around the report's."""
+    sequences = made.meta["sequences"]
+    scatter = np.exp(0.05 * np.random.default_rng(7).standard_normal((sequences, 1)))
+    per_sequence = {
+        "loss": loss * scatter[:, 0],
+        "attention_sink": made["attention_sink"].mean(axis=1) * scatter,
+        "hidden_t0": made["hidden_norm"][:, 0] * scatter,
+        "hidden_t0_over_early": made["hidden_t0_over_early"] * scatter,
+        "mlp_t0": made["mlp_out_norm"][:, 0] * scatter,
+        "gradient_sink_ratio": made["gradient_sink_ratio"].T,
+        "gradient_sink_ratio_early": made["gradient_sink_ratio_early"].T,
+    }
+    return Measurement(made, per_sequence)
+
+
 def models(**shape) -> list[MeasuredModel]:
     """A baseline with sinks and a V-scale model with fewer, each with its null and a short trajectory."""
     pair = []
@@ -73,12 +90,11 @@ def models(**shape) -> list[MeasuredModel]:
         pair.append(
             MeasuredModel(
                 label,
-                trained,
-                null,
+                measurement(trained, 3.1 if theta is None else 3.05),
+                measurement(null, 10.4),
                 null_source="checkpoints/step_00000000",
-                valid_loss=3.1 if theta is None else 3.05,
                 source=f"runs/{label}",
-                details={"step": 1000, "parameters": 1_234_567},
+                details={"step": "1,000", "parameters": "1,234,567"},
                 trajectory=[null, middle, trained],
             )
         )

@@ -34,7 +34,7 @@ def _panel(axes: Axes, models: list[MeasuredModel], name: str, title: str) -> No
     shown = []
     for index, model in enumerate(models):
         ratio = spread(model.report[name])
-        layers = np.arange(model.report.num_layers)
+        layers = np.arange(model.report.meta["num_layers"])
         colour = style.colour(index)
         axes.fill_between(layers, ratio.low, ratio.high, color=colour, alpha=0.18, linewidth=0)
         axes.plot(layers, ratio.median, color=colour, marker=style.marker(index), label=model.label)
@@ -44,7 +44,7 @@ def _panel(axes: Axes, models: list[MeasuredModel], name: str, title: str) -> No
             axes.plot(layers, null, label=f"{model.label}, untrained", **style.null_line(index))
             shown.append(null)
     axes.set_title(title)
-    style.layer_axis(axes, max(model.report.num_layers for model in models))
+    style.layer_axis(axes, max(model.report.meta["num_layers"] for model in models))
     style.log_if_wide(axes, np.concatenate(shown))
 
 

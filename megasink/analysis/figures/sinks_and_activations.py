@@ -30,11 +30,11 @@ def draw(models: list[MeasuredModel]) -> Drawing:
         for index, model in enumerate(models):
             for report, options in _curves(model, index):
                 values = per_layer(report)[name]
-                axes.plot(np.arange(report.num_layers), values, **options)
+                axes.plot(np.arange(report.meta["num_layers"]), values, **options)
                 shown.append(values)
         axes.set_title(title)
         axes.set_ylabel(unit)
-        style.layer_axis(axes, max(model.report.num_layers for model in models))
+        style.layer_axis(axes, max(model.report.meta["num_layers"] for model in models))
         if name == "attention_sink":
             axes.axhline(uniform, color="#555555", linestyle=":", linewidth=1.2, label="uniform attention")
             axes.set_ylim(0, max(0.05, 1.08 * np.concatenate(shown).max()))

@@ -15,8 +15,8 @@ _LOOK = (
 
 
 def draw(models: list[MeasuredModel]) -> Drawing | None:
-    """None where no model has V-scale."""
-    models = [model for model in models if model.has_v_scale]
+    """None where no model learned theta."""
+    models = [model for model in models if model.learned_v_scale]
     if not models:
         return None
     figure = Figure(figsize=(max(4.5, 4.2 * len(models)), 4.4))

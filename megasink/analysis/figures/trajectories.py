@@ -5,8 +5,9 @@ from matplotlib.figure import Figure
 
 from megasink.analysis import style
 from megasink.analysis.figures.drawing import Drawing
-from megasink.analysis.measured import MeasuredModel, SinkReport
+from megasink.analysis.measured import MeasuredModel
 from megasink.analysis.summary import per_layer
+from megasink.stats.report import SinkReport
 
 _LOOK = (
     "The same figures over training, from the live statistics that the run wrote; thick lines are means over layers "

@@ -5,7 +5,8 @@ from matplotlib.figure import Figure
 
 from megasink.analysis import style
 from megasink.analysis.figures.drawing import Drawing
-from megasink.analysis.measured import MeasuredModel, SinkReport
+from megasink.analysis.measured import MeasuredModel, positions_per_bin
+from megasink.stats.report import SinkReport
 
 _LOOK = (
     "How much gradient reaches the value vector of each position (all key-value heads together, before V-scale), from"
@@ -17,7 +18,7 @@ _LOOK = (
 
 
 def draw(models: list[MeasuredModel]) -> Drawing:
-    num_layers = models[0].report.num_layers
+    num_layers = models[0].report.meta["num_layers"]
     middle = num_layers // 2
     panels = [("Mean over layers", None), ("Layer 0", 0), (f"Layer {middle}", middle), (f"Layer {num_layers - 1}", -1)]
     figure = Figure(figsize=(12, 6.6))
@@ -55,7 +56,7 @@ def _centres(report: SinkReport) -> np.ndarray:
 
 def _read(model: MeasuredModel) -> str:
     def first_over_rest(report):
-        curve, weights = _curve(report, None), report.positions_per_bin[1:]
+        curve, weights = _curve(report, None), positions_per_bin(report)[1:]
         return curve[0] * weights.sum() / (curve[1:] @ weights)
 
     text = f"{model.label}: position 0 gets {first_over_rest(model.report):.3g} times the mean of the others"

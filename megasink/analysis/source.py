@@ -1,0 +1,118 @@
+"""Finds a checkpoint's weights, configuration and untrained counterpart, without reading any pickle."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megasink.checkpoint.weights import INDEX_FILE, SINGLE_FILE, load_weights
+from megasink.config import ModelConfig, RunConfig
+from megasink.config.cli import load_yaml
+from megasink.errors import UserError
+from megasink.model.llama import Llama
+
+_PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One checkpoint folder that was looked at and can be loaded."""
+
+    folder: Path
+    run_folder: Path | None
+    """The run folder it belongs to, where there is one."""
+    config: RunConfig
+    step: int
+
+    @property
+    def untrained_folder(self) -> Path | None:
+        """The untrained weights of the same run, if they were kept."""
+        folder = self.folder.parent / "step_00000000"
+        return folder if self.run_folder is not None and _is_complete(folder) else None
+
+
+def find_source(path: Path) -> Source:
+    """The checkpoint at `path`: a checkpoint folder, or a run folder, whose newest complete checkpoint counts.
+
+    Raises:
+        UserError: no such folder, not a checkpoint, a half-written one, pickles only, an unreadable configuration.
+    """
+    if path.is_file():
+        raise UserError(_refuse_file(path))
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give a run folder or one of its checkpoints/step_* folders")
+    folder = _newest_checkpoint(path) if (path / "checkpoints").is_dir() else path
+    _check_complete(folder)
+    config = load_yaml(RunConfig, folder / "config.yaml")
+    if config.model.vocab_size is None:
+        raise UserError(f"{folder / 'config.yaml'}: vocab_size is not set; copy the config.yaml that the run wrote")
+    run_folder = folder.parent.parent if folder.parent.name == "checkpoints" else None
+    return Source(folder, run_folder, config, _step(folder))
+
+
+def load_model(config: ModelConfig, folder: Path, device: torch.device) -> Llama:
+    """The whole model in fp32 on `device` with the folder's weights.
+
+    Raises:
+        UserError: weights that are damaged, of another shape, or not finite.
+    """
+    model = Llama(config)
+    load_weights(model, config, folder)
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UserError(f"{folder}: {name} holds NaN or infinity; the run diverged, analyse an earlier checkpoint")
+    return model.to(device).requires_grad_(False)
+
+
+def untrained_model(source: Source, device: torch.device) -> tuple[Llama, str]:
+    """The null of a checkpoint: the same shape with weights never trained, and in words where they came from."""
+    config = source.config.model
+    if source.untrained_folder is not None:
+        return load_model(config, source.untrained_folder, device), f"untrained weights in {source.untrained_folder}"
+    seed = source.config.training.seed
+    model = Llama(config, seed=seed)
+    return model.to(device).requires_grad_(False), f"the same shape initialised anew from the run's seed {seed}"
+
+
+def _newest_checkpoint(run_folder: Path) -> Path:
+    folders = sorted((run_folder / "checkpoints").glob("step_*"), reverse=True)
+    if not folders:
+        raise UserError(f"{run_folder}: its checkpoints/ folder is empty; the run saved nothing yet")
+    return next((folder for folder in folders if _is_complete(folder)), folders[0])
+
+
+def _is_complete(folder: Path) -> bool:
+    has_weights = (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file()
+    return has_weights and (folder / "config.yaml").is_file() and (folder / "state.json").is_file()
+
+
+def _check_complete(folder: Path) -> None:
+    if _is_complete(folder):
+        return
+    expected = {SINGLE_FILE: (folder / INDEX_FILE).is_file() or (folder / SINGLE_FILE).is_file()}
+    expected |= {name: (folder / name).is_file() for name in ("config.yaml", "state.json")}
+    missing = [name for name, there in expected.items() if not there]
+    if len(missing) < len(expected):
+        raise UserError(f"{folder}: half-written checkpoint, {' and '.join(missing)} missing; give a complete one")
+    pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in _PICKLE_SUFFIXES]
+    if pickles:
+        raise UserError(
+            f"{folder}: holds only pickled weights ({pickles[0]}), which can run code and are never opened; save "
+            "safetensors instead"
+        )
+    raise UserError(f"{folder}: not a checkpoint (no {SINGLE_FILE}, config.yaml, state.json); give a run folder")
+
+
+def _refuse_file(path: Path) -> str:
+    if path.suffix in _PICKLE_SUFFIXES:
+        return f"{path}: a pickle, which can run code and is never opened; give a folder with {SINGLE_FILE}"
+    return f"{path}: a file; give the folder that holds {SINGLE_FILE} and config.yaml"
+
+
+def _step(folder: Path) -> int:
+    path = folder / "state.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: no readable `step`; the checkpoint is damaged, give another") from None

@@ -1,0 +1,213 @@
+"""The command: a report from run folders, and one line for everything that cannot work."""
+
+import csv
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megasink.analysis.analyze import AnalysisRequest, analyze, parse_count
+from megasink.analysis.source import find_source, untrained_model
+from megasink.errors import UserError
+from tests.analysis import synthetic
+from tests.analysis.runs import write_run, write_shards
+from tests.helpers.tiny import tiny_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Shards, a baseline with its untrained weights, and a V-scale run without."""
+    folder = tmp_path_factory.mktemp("runs")
+    shards = write_shards(folder / "text", 91)
+    write_run(folder / "base", tiny_config(), (shards,))
+    write_run(folder / "vscale", tiny_config(v_scale="on"), (shards,), keep_untrained=False)
+    return folder
+
+
+@pytest.fixture
+def copied(made, tmp_path) -> Path:
+    """The baseline's run folder, free to be damaged."""
+    return Path(shutil.copytree(made / "base", tmp_path / "base"))
+
+
+def request_for(made: Path, *checkpoints: Path, **changes) -> AnalysisRequest:
+    options = dict(data=str(made / "text"), tokens="200", out=str(made / "report"), device="cpu")
+    return AnalysisRequest(tuple(str(path) for path in checkpoints), **(options | changes))
+
+
+def error_of(request: AnalysisRequest) -> str:
+    with pytest.raises(UserError) as error:
+        analyze(request, "")
+    return str(error.value)
+
+
+def test_command_writes_the_report(made, tmp_path):
+    out = tmp_path / "report"
+    command = [sys.executable, "tools/analyze_ckpt.py", made / "base", made / "vscale", "--label", "base", "vscale"]
+    command += ["--data", made / "text", "--tokens", "0.2k", "--compare", "base:vscale", "--sink-pos", "0"]
+    command += ["--figures", "6,7,13", "--out", out, "--device", "cpu"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert str(out / "report.html") in result.stdout
+    assert sorted(path.name for path in (out / "figures").glob("*.png")) == [
+        "figure06_gradient_sinks.png",
+        "figure07_sinks_and_activations.png",
+        "figure13_theta.png",
+    ]
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page.replace("http://www.w3.org", "")
+    numbers = json.loads((out / "metrics.json").read_text())
+    assert numbers["schema"] == "megasink.analysis/1"
+    base, vscale = numbers["models"]
+    assert base["trained"]["meta"]["step"] == 20 and base["untrained"]["meta"]["step"] == 0
+    assert "untrained weights in" in base["null_source"] and "seed 3" in vscale["null_source"]
+    assert numbers["comparison"][0]["name"] == "valid loss"
+    with open(out / "layers.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 3
+    expected = np.mean(base["trained"]["arrays"]["attention_sink"][1])
+    assert float(rows[1]["attention_sink"]) == pytest.approx(expected)
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_without_stored_null_it_is_initialised_as_training_does(made):
+    """The seed and the shape decide the untrained weights, so both ways to the null must give the same."""
+    source = find_source(made / "base")
+    stored, _ = untrained_model(source, torch.device("cpu"))
+    shutil.copytree(source.folder, made / "alone", dirs_exist_ok=True)
+    again, _ = untrained_model(find_source(made / "alone"), torch.device("cpu"))
+    for (name, a), (_, b) in zip(stored.named_parameters(), again.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
+
+
+def test_newest_complete_checkpoint_of_a_run_counts(copied):
+    half = copied / "checkpoints" / "step_00000030"
+    half.mkdir()
+    (half / "config.yaml").write_text("{}")
+    assert find_source(copied).folder.name == "step_00000020"
+
+
+def test_trajectory_is_drawn_from_the_runs_reports(made, copied, tmp_path):
+    for step in (0, 10, 20, 30):
+        folder = copied / "sink_stats"
+        folder.mkdir(exist_ok=True)
+        name = "null.npz" if step == 0 else f"step_{step:08d}.npz"
+        synthetic.report(step=step, layers=3).save(folder / name)
+    (folder / "step_00000015.npz").write_bytes(b"damaged")
+    analyze(request_for(made, copied, out=str(tmp_path / "out"), figures="steps"), "")
+    assert (tmp_path / "out" / "figures" / "trajectories.png").is_file()
+
+
+def test_text_is_tokenized_with_the_named_tokenizer(made, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and looked at the rat. " * 60)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "spm"), vocab_size=40, hard_vocab_limit=False, minloglevel=2
+    )
+    options = dict(data=str(text), tokenizer=str(tmp_path / "spm.model"), out=str(tmp_path / "out"))
+    analyze(request_for(made, made / "base", **options), "")
+    described = json.loads((tmp_path / "out" / "metrics.json").read_text())["run"]["data"]
+    assert "text.txt" in described and "spm.model" in described
+    options["seq_length"] = 10_000
+    assert "too few for one sequence" in error_of(request_for(made, made / "base", tokens="20k", **options))
+    assert "names no tokenizer" in error_of(request_for(made, made / "base", data=str(text)))
+
+
+class TestRefusals:
+    """Each is one line that names the thing and says what to do."""
+
+    def test_not_there(self, made):
+        assert "no such folder" in error_of(request_for(made, made / "nowhere"))
+
+    def test_not_a_checkpoint(self, made, tmp_path):
+        assert "not a checkpoint" in error_of(request_for(made, tmp_path))
+
+    @pytest.mark.parametrize("missing", ["model.safetensors", "config.yaml", "state.json"])
+    def test_half_written(self, made, copied, missing):
+        checkpoint = copied / "checkpoints" / "step_00000020"
+        (checkpoint / missing).unlink()
+        line = error_of(request_for(made, checkpoint))
+        assert "half-written" in line and missing in line
+
+    def test_truncated_weights(self, made, copied):
+        path = copied / "checkpoints" / "step_00000020" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+        assert "damaged or not safetensors" in error_of(request_for(made, copied))
+
+    def test_nan_weights(self, made, copied):
+        path = copied / "checkpoints" / "step_00000020" / "model.safetensors"
+        weights = load_file(path)
+        weights["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+        save_file(weights, path)
+        line = error_of(request_for(made, copied))
+        assert "NaN" in line and "up_proj" in line
+
+    def test_pickles_are_never_executed(self, made, tmp_path):
+        ran = tmp_path / "ran"
+
+        class Bomb:
+            def __reduce__(self):
+                return (Path.touch, (ran,))
+
+        for name in ("pytorch_model.bin", "model.safetensors"):
+            folder = tmp_path / name.partition(".")[0]
+            folder.mkdir()
+            (folder / name).write_bytes(pickle.dumps(Bomb()))
+            if name == "model.safetensors":  # a pickle under a safe name, in an otherwise whole checkpoint
+                for other in ("config.yaml", "state.json"):
+                    shutil.copy(made / "base" / "checkpoints" / "step_00000020" / other, folder)
+            line = error_of(request_for(made, folder))
+            assert "pickle" in line or "not safetensors" in line
+            assert not ran.exists()
+        assert "pickle" in error_of(request_for(made, tmp_path / "pytorch_model" / "pytorch_model.bin"))
+
+    def test_vocabulary_does_not_match(self, made, tmp_path):
+        shards = write_shards(tmp_path / "large", 500)
+        assert "vocabulary has 91 entries" in error_of(request_for(made, made / "base", data=shards))
+
+    def test_text_shorter_than_the_sequence(self, made, tmp_path):
+        shards = write_shards(tmp_path / "short", 91, documents=1)
+        assert "too few" in error_of(request_for(made, made / "base", data=shards, seq_length=100))
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"data": "nothing/there"}, "neither a text file nor the prefix"),
+            ({"label": ("a", "b")}, "2 names for 1 checkpoints"),
+            ({"compare": "base:vscale"}, "labels are base"),
+            ({"figures": "6,99"}, "no such figure"),
+            ({"tokens": "many"}, "give a number"),
+            ({"tokens": "10"}, "less than one sequence"),
+            ({"seq_length": 1}, "at least two tokens"),
+            ({"sink_pos": 3}, "only position 0"),
+            ({"device": "cuda:99"}, "not available"),
+            ({"device": "toaster"}, "not available"),
+            ({"out": "/proc/report"}, "cannot be written"),
+        ],
+    )
+    def test_wrong_request(self, made, changes, words):
+        assert words in error_of(request_for(made, made / "base", **changes))
+
+    def test_no_checkpoint_at_all(self, made):
+        assert "name at least one" in error_of(request_for(made))
+
+    def test_command_says_one_line(self, made):
+        command = [sys.executable, "tools/analyze_ckpt.py", "nowhere", "--data", made / "text"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 2 and result.stdout == ""
+        assert result.stderr.count("\n") == 1 and result.stderr.startswith("megasink: nowhere: no such folder")
+
+
+def test_counts():
+    assert [parse_count(text) for text in ("128k", "1M", "4096", "1.5k")] == [128_000, 1_000_000, 4096, 1500]
