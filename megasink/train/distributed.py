@@ -7,13 +7,9 @@ import os
 import warnings
 from collections.abc import Iterator
 
+import deepspeed
 import torch
 import torch.distributed as dist
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns while it guesses
-
-import deepspeed
 
 TIMEOUT = datetime.timedelta(minutes=10)
 

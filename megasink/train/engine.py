@@ -1,6 +1,7 @@
 """DeepSpeed behind one face: a pipeline module for ZeRO 0 and 1, a plain module for ZeRO 2 and 3."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import deepspeed
 import torch
@@ -9,6 +10,7 @@ from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
 from torch import Tensor, nn
 
+from megasink.checkpoint.weights import load_weights
 from megasink.config import RunConfig
 from megasink.config.deepspeed import deepspeed_config
 from megasink.model.llama import Layer, Llama, blocks_of, llama_layers, token_losses
@@ -23,7 +25,9 @@ Batch = Sequence[tuple[Tensor, Tensor]]
 class TrainEngine:
     """One optimizer step over a global batch, whose loss is sum over valid tokens / their number in the whole batch."""
 
-    def __init__(self, config: RunConfig, layout: ParallelLayout, device: torch.device):
+    def __init__(
+        self, config: RunConfig, layout: ParallelLayout, device: torch.device, initial_weights: Path | None = None
+    ):
         self.config = config
         self.layout = layout
         self.device = device
@@ -31,6 +35,8 @@ class TrainEngine:
         topology = PipeModelDataParallelTopology(layout.pipeline.size, layout.tensor.size, layout.data.size)
         with quiet_stdout():
             self.model = self._build_model(topology)
+            if initial_weights is not None:
+                load_weights(self.model, config.model, initial_weights)
             if config.training.compile and device.type == "cuda":
                 for block in blocks_of(self.model):
                     block.compile()

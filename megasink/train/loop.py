@@ -1,0 +1,161 @@
+"""The training loop: steps, statistics, evaluation, checkpoints, and how a run ends."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from megasink.checkpoint.run_checkpoint import save_checkpoint
+from megasink.config import RunConfig
+from megasink.parallel.layout import ParallelLayout
+from megasink.stats.recorder import SinkRecorder
+from megasink.train.batches import Batches
+from megasink.train.engine import TrainEngine
+from megasink.train.flops import model_flops_utilisation
+from megasink.train.optimizer import learning_rate
+from megasink.train.run_folder import RunFolder
+from megasink.train.run_log import RunLog
+from megasink.train.stop import StopRequest
+
+
+@dataclass
+class Progress:
+    """How far a run has come; what a checkpoint stores beside weights and optimizer."""
+
+    step: int = 0
+    consumed_samples: int = 0
+    consumed_tokens: int = 0
+
+
+@dataclass
+class Run:
+    """The parts a training run is made of. `log` is None except on rank 0, `valid` None where nothing is evaluated."""
+
+    config: RunConfig
+    layout: ParallelLayout
+    device: torch.device
+    folder: RunFolder
+    engine: TrainEngine
+    recorder: SinkRecorder
+    train: Batches
+    valid: Batches | None
+    log: RunLog | None
+    progress: Progress
+
+
+def train(run: Run) -> None:
+    """From run.progress to train_iters, or until a stop is agreed; ends with a checkpoint either way."""
+    config, progress = run.config, run.progress
+    training = config.training
+    stop = StopRequest(run.device, training.exit_duration_in_mins)
+    saved_at = progress.step
+    meter = _Meter(run)
+
+    while progress.step < training.train_iters:
+        if stop.agreed():
+            break
+        lr = learning_rate(progress.step, training.train_iters, config.optimizer)
+        loss = _train_step(run, lr)
+        progress.step += 1
+        progress.consumed_samples += training.global_batch_size
+        progress.consumed_tokens += training.global_batch_size * config.model.seq_length
+        meter.steps += 1
+
+        last = progress.step == training.train_iters
+        evaluates = run.valid is not None and (last or _due(progress.step, training.eval_interval))
+        if last or evaluates or _due(progress.step, config.logging.log_interval):
+            metrics = meter.read(loss, lr)
+            with meter.paused():
+                if evaluates:
+                    metrics["valid_loss"] = evaluate(run)
+            if run.log is not None:
+                run.log.log_step(metrics)
+        if last or _due(progress.step, config.checkpoint.save_interval):
+            with meter.paused():
+                save(run)
+            saved_at = progress.step
+
+    if saved_at != progress.step:
+        save(run)
+    if run.log is not None and progress.step < training.train_iters:
+        run.log.say(
+            f"Stopped after step {progress.step} ({stop.reason or 'another rank asked'}); saved. "
+            "Go on with --auto-resume."
+        )
+
+
+def evaluate(run: Run) -> float:
+    """Mean loss of the first eval_iters global batches of the validation split."""
+    size = run.config.training.global_batch_size
+    losses = [run.engine.evaluate(run.valid.at(at * size)) for at in range(run.config.training.eval_iters)]
+    return torch.stack(losses).mean().item()
+
+
+def save(run: Run) -> None:
+    """A resumable checkpoint of the present step."""
+    save_checkpoint(
+        run.folder.checkpoints, vars(run.progress), run.engine.model, run.config, run.layout, run.engine.engine
+    )
+
+
+def _train_step(run: Run, lr: float) -> torch.Tensor:
+    """One optimizer step; with statistics where they are due. They describe the weights before the step."""
+    step, interval = run.progress.step, run.config.sink_stats.sink_stats_interval
+    records = interval > 0 and step % interval == 0
+    run.engine.set_learning_rate(lr)
+    if records:
+        run.recorder.start()
+    loss = run.engine.train_batch(run.train.at(run.progress.consumed_samples))
+    if records:
+        report = run.recorder.report(step, run.engine.gradient_scale)
+        if run.log is not None:
+            run.log.log_sinks(report)
+    return loss
+
+
+def _due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+class _Meter:
+    """Step time and throughput since the last reading, evaluation and saving left out."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.steps = 0
+        self.since = time.monotonic()
+
+    def paused(self) -> "_Pause":
+        return _Pause(self)
+
+    def read(self, loss: torch.Tensor, lr: float) -> dict:
+        """The metrics of a logged step; waits for the device."""
+        config, progress = self.run.config, self.run.progress
+        loss_value = loss.item()
+        seconds = (time.monotonic() - self.since) / self.steps
+        tokens_per_second = config.training.global_batch_size * config.model.seq_length / seconds
+        norm = self.run.engine.gradient_norm()
+        self.steps, self.since = 0, time.monotonic()
+        return {
+            "step": progress.step,
+            "loss": loss_value,
+            "grad_norm": None if norm is None else float(norm),
+            "lr": lr,
+            "consumed_samples": progress.consumed_samples,
+            "consumed_tokens": progress.consumed_tokens,
+            "step_time_s": seconds,
+            "tokens_per_second": tokens_per_second,
+            "mfu": model_flops_utilisation(tokens_per_second / dist.get_world_size(), config.model),
+        }
+
+
+class _Pause:
+    def __init__(self, meter: _Meter):
+        self.meter = meter
+
+    def __enter__(self) -> None:
+        self.began = time.monotonic()
+
+    def __exit__(self, *_) -> None:
+        self.meter.since += time.monotonic() - self.began

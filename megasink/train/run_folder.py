@@ -1,0 +1,90 @@
+"""The run folder: one writer at a time, the resolved configuration, where it came from (docs/run-folder.md)."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import filelock
+import torch
+
+import megasink
+from megasink.config import RunConfig
+from megasink.config.cli import to_yaml
+from megasink.errors import UserError
+
+
+class RunFolder:
+    """Paths of a run, and the lock that keeps a second job out. Made on rank 0 before the others look at it."""
+
+    def __init__(self, path: str):
+        self.path = Path(path)
+        self.metrics = self.path / "metrics.jsonl"
+        self.sink_stats = self.path / "sink_stats"
+        self.checkpoints = self.path / "checkpoints"
+        self._lock = filelock.FileLock(self.path / ".lock")
+
+    def create(self) -> None:
+        """Make the folders and take the lock. Raises UserError if that cannot be."""
+        try:
+            for folder in (self.path, self.sink_stats, self.checkpoints):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UserError(
+                f"--save {self.path}: another job is writing this run folder; stop it or name another"
+            ) from None
+        except OSError as error:
+            raise UserError(f"--save {self.path}: cannot write there ({error.strerror}); name another folder") from None
+
+    def write_configuration(self, config: RunConfig, world_size: int) -> None:
+        """config.yaml (reloadable with --config) and provenance.json (one entry per start of the run)."""
+        write_text(self.path / "config.yaml", to_yaml(config))
+        history = self.path / "provenance.json"
+        starts = json.loads(history.read_text(encoding="utf-8")) if history.exists() else []
+        starts.append(
+            {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                "command": sys.argv,
+                "git_commit": _git_commit(),
+                "world_size": world_size,
+                "host": platform.node(),
+                "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+                "versions": {
+                    "megasink": megasink.__version__,
+                    "torch": torch.__version__,
+                    "python": sys.version.split()[0],
+                },
+            }
+        )
+        write_text(history, json.dumps(starts, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _git_commit() -> str | None:
+    """Commit of megasink's own checkout, with `+changes` if the tree was not clean; None outside a checkout."""
+    command = [
+        "git",
+        "-C",
+        str(Path(megasink.__file__).parent),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty=+changes",
+    ]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

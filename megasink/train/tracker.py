@@ -1,0 +1,56 @@
+"""wandb, which may be absent, offline or broken without stopping a run."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+from megasink.config import RunConfig
+
+
+class Tracker:
+    """Logs to wandb: online if the user is logged in, otherwise offline (`wandb sync` sends it later)."""
+
+    def __init__(self, config: RunConfig, folder: Path):
+        self.run = None
+        if config.logging.wandb_mode == "disabled":
+            return
+        os.environ.setdefault("WANDB_SILENT", "true")
+        try:
+            import wandb
+
+            mode = config.logging.wandb_mode
+            if mode == "auto":
+                mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+            self.run = wandb.init(
+                project=config.logging.wandb_project,
+                name=config.logging.run_name or folder.resolve().name,
+                dir=str(folder),
+                mode=mode,
+                config=dataclasses.asdict(config),
+                settings=wandb.Settings(console="off", init_timeout=30),
+            )
+        except Exception as error:  # whatever goes wrong there, the run goes on
+            self._give_up(error)
+
+    def log(self, values: dict, step: int) -> None:
+        """values: scalars; None is left out."""
+        if self.run is None:
+            return
+        try:
+            self.run.log({name: value for name, value in values.items() if value is not None}, step=step)
+        except Exception as error:
+            self._give_up(error)
+
+    def finish(self) -> None:
+        if self.run is None:
+            return
+        try:
+            self.run.finish()
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self.run = None
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(f"megasink: wandb is off for this run ({reason})", file=sys.stderr, flush=True)
