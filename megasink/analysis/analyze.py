@@ -153,7 +153,7 @@ def _details(source: Source, parameters: int) -> dict[str, str]:
     model = source.config.model
     heads = f"{model.num_attention_heads} query and {model.num_key_value_heads} key-value heads of {model.kv_channels}"
     return {
-        "step": f"{source.step:,}",
+        "step": "not stated" if source.step is None else f"{source.step:,}",
         "parameters": f"{parameters:,}",
         "shape": f"{model.num_layers} layers, width {model.hidden_size}, {heads}, vocabulary {model.vocab_size:,}",
         "V-scale": model.v_scale,

@@ -14,7 +14,7 @@ _PER_SEQUENCE_RATIOS = ("gradient_sink_ratio", "gradient_sink_ratio_early")
 _SAME_FOR_ALL = ("position_start", "position_end", "theta", "v_scale_c")
 
 
-def measure(model: Llama, samples: np.ndarray, step: int, advance: Callable[[], None]) -> Measurement:
+def measure(model: Llama, samples: np.ndarray, step: int | None, advance: Callable[[], None]) -> Measurement:
     """Measure `model` on `samples`, in the precision of its weights.
 
     Each sequence is recorded by itself, so that intervals over sequences can be given; the report of all is their mean,
@@ -23,7 +23,7 @@ def measure(model: Llama, samples: np.ndarray, step: int, advance: Callable[[], 
     Args:
         model: on its device, without gradients of parameters (only those of activations are needed).
         samples: int64 [S, T + 1].
-        step: training steps the weights have seen.
+        step: training steps the weights have seen; None if unknown.
         advance: called after each sequence.
 
     Raises:

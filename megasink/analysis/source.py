@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from megasink.checkpoint.weights import INDEX_FILE, SINGLE_FILE, load_weights
+from megasink.analysis.hugging_face import is_hugging_face, read_hugging_face_config
+from megasink.checkpoint.weights import INDEX_FILE, SINGLE_FILE, WeightReader, hugging_face_name, load_weights
 from megasink.config import ModelConfig, RunConfig
 from megasink.config.cli import load_yaml
 from megasink.errors import UserError
@@ -23,7 +24,8 @@ class Source:
     run_folder: Path | None
     """The run folder it belongs to, where there is one."""
     config: RunConfig
-    step: int
+    step: int | None
+    """Training steps behind the weights; None where the folder does not say."""
 
     @property
     def untrained_folder(self) -> Path | None:
@@ -33,7 +35,8 @@ class Source:
 
 
 def find_source(path: Path) -> Source:
-    """The checkpoint at `path`: a checkpoint folder, or a run folder, whose newest complete checkpoint counts.
+    """The checkpoint at `path`: a checkpoint folder, a run folder (its newest complete checkpoint counts), or a Hugging
+    Face folder with a Llama.
 
     Raises:
         UserError: no such folder, not a checkpoint, a half-written one, pickles only, an unreadable configuration.
@@ -42,6 +45,9 @@ def find_source(path: Path) -> Source:
         raise UserError(_refuse_file(path))
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run folder or one of its checkpoints/step_* folders")
+    if is_hugging_face(path):
+        _check_weights(path)
+        return Source(path, None, read_hugging_face_config(path), step=None)
     folder = _newest_checkpoint(path) if (path / "checkpoints").is_dir() else path
     _check_complete(folder)
     config = load_yaml(RunConfig, folder / "config.yaml")
@@ -59,6 +65,7 @@ def load_model(config: ModelConfig, folder: Path, device: torch.device) -> Llama
     """
     model = Llama(config)
     load_weights(model, config, folder)
+    _refuse_leftovers(model, config, folder)
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             raise UserError(f"{folder}: {name} holds NaN or infinity; the run diverged, analyse an earlier checkpoint")
@@ -75,6 +82,17 @@ def untrained_model(source: Source, device: torch.device) -> tuple[Llama, str]:
     return model.to(device).requires_grad_(False), f"the same shape initialised anew from the run's seed {seed}"
 
 
+def _refuse_leftovers(model: Llama, config: ModelConfig, folder: Path) -> None:
+    """A weight that nothing reads means another architecture: figures of it would be wrong without a word."""
+    used = {hugging_face_name(config, name) for name, _ in model.named_parameters()}
+    with WeightReader(folder) as reader:
+        left = [name for name in reader.names() if name not in used and not name.endswith("rotary_emb.inv_freq")]
+    if left == ["lm_head.weight"] and not config.untie_embeddings_and_output_weights:
+        return
+    if left:
+        raise UserError(f"{folder}: holds {left[0]}, which this Llama does not have; another kind of model")
+
+
 def _newest_checkpoint(run_folder: Path) -> Path:
     folders = sorted((run_folder / "checkpoints").glob("step_*"), reverse=True)
     if not folders:
@@ -83,25 +101,34 @@ def _newest_checkpoint(run_folder: Path) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    has_weights = (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file()
-    return has_weights and (folder / "config.yaml").is_file() and (folder / "state.json").is_file()
+    return _has_weights(folder) and all((folder / name).is_file() for name in ("config.yaml", "state.json"))
+
+
+def _has_weights(folder: Path) -> bool:
+    return (folder / SINGLE_FILE).is_file() or (folder / INDEX_FILE).is_file()
 
 
 def _check_complete(folder: Path) -> None:
     if _is_complete(folder):
         return
-    expected = {SINGLE_FILE: (folder / INDEX_FILE).is_file() or (folder / SINGLE_FILE).is_file()}
-    expected |= {name: (folder / name).is_file() for name in ("config.yaml", "state.json")}
-    missing = [name for name, there in expected.items() if not there]
-    if len(missing) < len(expected):
-        raise UserError(f"{folder}: half-written checkpoint, {' and '.join(missing)} missing; give a complete one")
+    missing = [name for name in ("config.yaml", "state.json") if not (folder / name).is_file()]
+    if len(missing) == 2:
+        _check_weights(folder)
+    if not _has_weights(folder):
+        missing.insert(0, SINGLE_FILE)
+    raise UserError(f"{folder}: half-written checkpoint, {' and '.join(missing)} missing; give a complete one")
+
+
+def _check_weights(folder: Path) -> None:
+    if _has_weights(folder):
+        return
     pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in _PICKLE_SUFFIXES]
     if pickles:
         raise UserError(
             f"{folder}: holds only pickled weights ({pickles[0]}), which can run code and are never opened; save "
             "safetensors instead"
         )
-    raise UserError(f"{folder}: not a checkpoint (no {SINGLE_FILE}, config.yaml, state.json); give a run folder")
+    raise UserError(f"{folder}: not a checkpoint (no {SINGLE_FILE}); give a run, checkpoint or Hugging Face folder")
 
 
 def _refuse_file(path: Path) -> str:
