@@ -60,4 +60,4 @@ def test_initial_weights_differ_between_seeds_and_layers():
     first, second = (dict(Llama(config, seed=seed).named_parameters()) for seed in (1, 2))
     assert not torch.equal(first["1.mlp.up_proj.weight"], second["1.mlp.up_proj.weight"])
     assert not torch.equal(first["1.mlp.up_proj.weight"], first["2.mlp.up_proj.weight"])
-    assert first["1.mlp.up_proj.weight"].std() == pytest.approx(config.init_method_std, rel=0.05)
+    assert first["1.mlp.up_proj.weight"].std().item() == pytest.approx(config.init_method_std, rel=0.05)
