@@ -9,7 +9,7 @@ from megasink.tokenize.preprocess import PreprocessConfig, preprocess
 
 def main() -> None:
     config = parse_cli(PreprocessConfig, sys.argv[1:])
-    print(f"{config.output_prefix}: {preprocess(config)}")
+    print(preprocess(config))
 
 
 if __name__ == "__main__":

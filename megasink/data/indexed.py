@@ -14,6 +14,7 @@ from types import TracebackType
 
 import numpy as np
 
+from megasink.data.atomic import temporary_path
 from megasink.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -190,8 +191,8 @@ class IndexedDatasetWriter:
         self.dtype = token_dtype(vocab_size)
         self.num_documents = 0
         self.num_tokens = 0
-        self._bin_temporary = _temporary(bin_path(prefix))
-        self._idx_temporary = _temporary(idx_path(prefix))
+        self._bin_temporary = temporary_path(bin_path(prefix))
+        self._idx_temporary = temporary_path(idx_path(prefix))
         try:
             self._bin = open(self._bin_temporary, "wb", buffering=1 << 20)  # noqa: SIM115 (closed by finish or discard)
             self._idx = open(self._idx_temporary, "w+b", buffering=1 << 20)  # noqa: SIM115
@@ -269,7 +270,3 @@ class IndexedDatasetWriter:
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"cannot write {self.prefix}.bin and .idx: {error.strerror}; choose another --output-prefix")
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 from pydantic import ConfigDict
 
 from megasink.config.cli import from_dict
+from megasink.data.atomic import write_atomic
 from megasink.errors import UserError
 
 SCHEMA = "megasink.tokens/1"
@@ -15,7 +15,17 @@ SCHEMA = "megasink.tokens/1"
 
 @dataclasses.dataclass
 class Manifest:
-    """What the writer knew: the tokenizer (name, SHA-256, entries, ids of BOS and EOS or None) and the counts."""
+    """What the writer knew.
+
+    Attributes:
+        tokenizer, tokenizer_digest: where it was, and the SHA-256 of its file.
+        vocab_size, bos_id, eos_id: of the tokenizer; None where it has no such token.
+        prepend_bos, append_eod: what surrounds each document.
+        documents, tokens: in this pair of files.
+        corpus: counts of the whole run that made it: text bytes, longest document, what was left out.
+        settings: all that decided the tokens (inputs with sizes and digests, key, split, ...).
+        input_digest: of the text of all documents read, in order, whatever files and compression they came in.
+    """
 
     __pydantic_config__ = ConfigDict(extra="ignore")  # a newer writer may say more
 
@@ -29,6 +39,9 @@ class Manifest:
     append_eod: bool
     documents: int
     tokens: int
+    corpus: dict[str, int | str] = dataclasses.field(default_factory=dict)
+    settings: dict[str, object] = dataclasses.field(default_factory=dict)
+    input_digest: str = ""
 
 
 def manifest_path(prefix: str | Path) -> Path:
@@ -52,14 +65,8 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
 def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
     """Write `<prefix>.json` atomically."""
     path = manifest_path(prefix)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    content = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n"
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(manifest), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomic(path, content.encode("utf-8"))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}; choose another --output-prefix") from None

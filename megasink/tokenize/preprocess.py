@@ -1,133 +1,306 @@
-"""Documents to a `.bin/.idx` pair and its manifest, streamed through the tokenizer in batches."""
+"""Text to Megatron's `.bin/.idx` with a manifest: cut into units, each finished or not, then merged."""
 
+import dataclasses
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from megasink.data.indexed import IndexedDatasetWriter
-from megasink.data.manifest import SCHEMA, Manifest, manifest_path, write_manifest
+from megasink.data.build import SPLITS, parse_split
+from megasink.data.indexed import idx_path
+from megasink.data.manifest import SCHEMA, Manifest, read_manifest
 from megasink.errors import UserError
-from megasink.tokenize.documents import check_inputs, read_documents
+from megasink.tokenize.documents import Reader, Segment
+from megasink.tokenize.fast import fastest
+from megasink.tokenize.merge import input_digest, merge_split, publish
+from megasink.tokenize.parts import Counts, Encoder, read_part, write_part
+from megasink.tokenize.plan import Plan, cut, describe
+from megasink.tokenize.sources import SourceFile, find_sources
+from megasink.tokenize.summary import Summary
 from megasink.tokenize.tokenizers import Tokenizer, load_tokenizer
+from megasink.tokenize.workspace import Workspace
 
-BATCH_BYTES = 4 << 20  # text handed to the tokenizer at once
+_SAMPLE_BYTES = 1 << 20  # of the corpus, on which the fast encoder is checked
 
 
 @dataclass
 class PreprocessConfig:
-    """Tokenize text files into Megatron's .bin/.idx."""
+    """Tokenize text into Megatron's .bin/.idx, restartable and in parallel over machines."""
 
-    input: tuple[str, ...]
-    """JSONL files (.jsonl .ndjson .json: one object a line) or text files (one file is one document)."""
     output_prefix: str
-    """Writes <prefix>.bin, <prefix>.idx and the manifest <prefix>.json."""
+    """Writes <prefix>.bin, <prefix>.idx and the manifest <prefix>.json (with --split <prefix>_train.bin and so on)."""
     tokenizer: str
     """SentencePiece .model, tokenizer.json, or a folder that holds one."""
+    input: tuple[str, ...] = ()
+    """Files, folders and patterns. .jsonl .ndjson .json (a document a line) and .txt .md (a document each), also with
+    .gz or .zst; .parquet and .arrow (a document a row). A file with another suffix is one document of text."""
+    hf_dataset: str | None = None
+    """Instead of --input: a dataset of a Hugging Face hub, or a folder that `datasets` can load; streamed."""
+    hf_config: str | None = None
+    """Configuration of --hf-dataset."""
+    hf_split: str = "train"
+    """Split of --hf-dataset."""
     json_key: str = "text"
-    """Key of the text in each JSON object."""
+    """Key (or column) of the text."""
     append_eod: bool = False
     """End every document with the tokenizer's EOS."""
     prepend_bos: bool = False
-    """Begin every document with the tokenizer's BOS: a steady first token."""
-    workers: int = 1
-    """Threads that tokenize."""
-
-
-@dataclass
-class Summary:
-    """What a run of the writer saw; bytes are UTF-8 bytes of text."""
-
-    documents: int = 0
-    empty: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
-    longest: int = 0
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        per_token = self.text_bytes / self.tokens if self.tokens else 0.0
-        speed = self.text_bytes / 1e6 / self.seconds
-        return (
-            f"{self.documents} documents, {self.tokens} tokens, {per_token:.2f} bytes/token, longest {self.longest} "
-            f"tokens, {self.empty} empty left out; {self.seconds:.1f} s, {speed:.1f} MB/s, "
-            f"{self.tokens / self.seconds / 1e6:.2f} M tokens/s"
-        )
+    """Begin every document with the tokenizer's BOS."""
+    split: str | None = None
+    """Shares of train, valid and test, 969,30,1: three outputs, a document's decided by the hash of its text."""
+    deduplicate: bool = False
+    """Keep only the first of documents with equal text."""
+    skip_bad_documents: bool = False
+    """Leave out and count documents that cannot be read (not UTF-8, not JSON, no such key) instead of stopping."""
+    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    """Threads that tokenize; default: the CPUs this process may use."""
+    encoder: Literal["fastest", "reference"] = "fastest"
+    """fastest: gigatoken if its ids equal the tokenizer's own library on a sample; reference: always that library."""
+    shard: str | None = None
+    """i/n: make every n-th unit from i on (0 <= i < n), as one of n jobs; afterwards run once with --merge."""
+    merge: bool = False
+    """Join what the --shard jobs made; give the same other flags."""
+    resume: bool = False
+    """Go on after a kill: finished units in <prefix>.parts are kept."""
+    unit_mib: int = 64
+    """Input per unit of work. Does not change the result."""
 
 
 def preprocess(config: PreprocessConfig) -> Summary:
     """Tokenize the inputs into `config.output_prefix`; documents without text are left out and counted.
 
     Raises:
-        UserError: anything wrong with the inputs, the tokenizer or the output; nothing is left at the prefix then.
+        UserError: anything wrong with the inputs, the tokenizer or the output; then no new file opens at the prefix.
     """
-    total = check_inputs(config.input)
-    tokenizer = load_tokenizer(config.tokenizer, config.workers)
-    before, after = _surroundings(config, tokenizer)
-    summary, began = Summary(), time.perf_counter()
-    with (
-        IndexedDatasetWriter(config.output_prefix, tokenizer.vocab_size) as writer,
-        tqdm(total=total, unit="B", unit_scale=True, desc="tokenize", disable=None, file=sys.stderr) as progress,
-    ):
-        for texts, read in batches(read_documents(config.input, config.json_key), summary):
-            rows = [np.concatenate([before, ids, after]) for ids in tokenizer.encode_batch(texts)]
-            lengths = np.array([len(row) for row in rows])
-            writer.add_documents(np.concatenate(rows), lengths)
-            summary.longest = max(summary.longest, int(lengths.max()))
-            progress.update(read)
-            progress.set_postfix_str(f"{writer.num_tokens / (time.perf_counter() - began) / 1e6:.2f} M tokens/s")
-        if writer.num_documents == 0:
-            raise UserError(f"no text in {' '.join(config.input)}: an empty corpus cannot be trained on")
-        manifest_path(config.output_prefix).unlink(missing_ok=True)
-    summary.documents, summary.tokens = writer.num_documents, writer.num_tokens
+    began = time.perf_counter()
+    index, count = _check(config)
+    reader = Reader(config.json_key, config.skip_bad_documents)
+    sources, units = _corpus(config, reader)
+    reference = load_tokenizer(config.tokenizer, config.workers)
+    encoder = _encoder(config, _choose_library(config, reference, reader, units))
+    plan = Plan(units, _settings(config, sources, encoder.tokenizer))
+    if config.resume and (done := _already_done(config, encoder, plan)) is not None:
+        return done
+    workspace = Workspace(config.output_prefix, plan)
+    workspace.open(create=not config.merge)
+    summary = Summary(library=encoder.tokenizer.library)
+    if not config.merge:
+        numbers = range(index, len(units), count)
+        try:
+            with workspace.locked(f"shard-{index}-of-{count}"):
+                _make_units(config, plan, numbers, workspace.folder, reader, encoder, summary)
+        except BaseException:
+            if config.shard is None:
+                workspace.remove_if_nothing_is_finished()
+            raise
+    if config.shard is None:
+        with workspace.locked("merge"):
+            _merge(config, plan, workspace, encoder, summary)
     summary.seconds = time.perf_counter() - began
-    write_manifest(config.output_prefix, _manifest(config, tokenizer, summary))
     return summary
 
 
-def batches(documents: Iterable[tuple[str, int]], summary: Summary) -> Iterator[tuple[list[str], int]]:
-    """(texts, input bytes read) of about BATCH_BYTES of text; documents without text are counted and left out."""
-    texts, size, read = [], 0, 0
-    for text, consumed in documents:
-        read += consumed
-        if not text.strip():
-            summary.empty += 1
-            continue
-        texts.append(text)
-        bytes_of_text = len(text.encode("utf-8"))
-        summary.text_bytes += bytes_of_text
-        size += bytes_of_text
-        if size >= BATCH_BYTES:
-            yield texts, read
-            texts, size, read = [], 0, 0
-    if texts:
-        yield texts, read
+def _make_units(
+    config: PreprocessConfig,
+    plan: Plan,
+    numbers: range,
+    folder: Path,
+    reader: Reader,
+    encoder: Encoder,
+    summary: Summary,
+) -> None:
+    finished = {number: counts for number in numbers if (counts := read_part(folder, number, encoder)) is not None}
+    if finished and not config.resume:
+        raise UserError(
+            f"{folder} holds {len(finished)} finished units of an earlier run: add --resume to keep them, or remove it"
+        )
+    for counts in finished.values():
+        summary.add(counts, made_now=False)
+    todo = [number for number in numbers if number not in finished]
+    total = sum(segment.size for number in todo for segment in plan.units[number])
+    with (
+        ThreadPoolExecutor(1) as executor,
+        tqdm(total=total or None, unit="B", unit_scale=True, desc="tokenize", disable=None, file=sys.stderr) as bar,
+    ):
+        speed = _Speed(bar)
+        for number in todo:
+            counts = write_part(folder, number, plan.units[number], reader, encoder, executor, speed.update)
+            summary.add(counts, made_now=True)
 
 
-def _surroundings(config: PreprocessConfig, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """int32 ids put before and after every document."""
+class _Speed:
+    """The progress bar's figures: MB of text and tokens per second so far."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self._bar = bar
+        self._began = time.perf_counter()
+        self._characters = self._tokens = 0
+
+    def update(self, read: int, characters: int, tokens: int) -> None:
+        self._characters += characters
+        self._tokens += tokens
+        seconds = time.perf_counter() - self._began
+        rates = f"{self._characters / seconds / 1e6:.1f} MB/s, {self._tokens / seconds / 1e6:.2f} M tokens/s"
+        self._bar.set_postfix_str(rates, refresh=False)
+        self._bar.update(read)
+
+
+def _merge(config: PreprocessConfig, plan: Plan, workspace: Workspace, encoder: Encoder, summary: Summary) -> None:
+    folder = workspace.folder
+    parts = [read_part(folder, number, encoder) for number in range(len(plan.units))]
+    missing = [number for number, counts in enumerate(parts) if counts is None]
+    if missing:
+        raise UserError(
+            f"--merge: {len(missing)} of {len(parts)} units are not finished (the first is unit {missing[0]}, of shard "
+            f"{missing[0]} modulo n); run their --shard i/n jobs again with --resume"
+        )
+    if config.merge:
+        for counts in parts:
+            summary.add(counts, made_now=False)
+    if summary.documents == 0:
+        workspace.remove()
+        raise UserError(
+            f"no text in {' '.join(config.input) or config.hf_dataset}: an empty corpus cannot be trained on "
+            f"({summary.empty} empty and {summary.bad} unreadable documents)"
+        )
+    merged = {}
+    for split in encoder.splits:
+        writer, dropped = merge_split(folder, len(parts), split, encoder.tokenizer.vocab_size, config.deduplicate)
+        summary.outputs[_prefix(config, split)] = (writer.num_documents, writer.num_tokens)
+        summary.duplicates += dropped
+        merged[split] = writer.prefix
+    for split, prefix in merged.items():
+        final = _prefix(config, split)
+        publish(Path(prefix), final, _manifest(config, plan, encoder, summary, final, parts))
+    workspace.remove()
+
+
+def _check(config: PreprocessConfig) -> tuple[int, int]:
+    """(i, n) of --shard, after checking flags against each other."""
+    for name in ("workers", "unit_mib"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
+    if config.split is not None:
+        parse_split(config.split)
+    if config.shard is None:
+        return 0, 1
+    if config.merge:
+        raise UserError("--merge joins all shards: give it without --shard")
+    index, _, count = config.shard.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--shard {config.shard}: give i/n with 0 <= i < n, for example 0/4 to 3/4")
+    return int(index), int(count)
+
+
+def _corpus(config: PreprocessConfig, reader: Reader) -> tuple[list[SourceFile], list[list[Segment]]]:
+    """Sources and units; a hub dataset's units are its own shards."""
+    if config.hf_dataset is None:
+        sources = find_sources(config.input)
+        return sources, cut(sources, config.unit_mib << 20)
+    if config.input:
+        raise UserError("give --input or --hf-dataset, not both")
+    from megasink.tokenize.tables import open_hub_dataset
+
+    reader.hub = open_hub_dataset(config.hf_dataset, config.hf_config, config.hf_split)
+    source = SourceFile(config.hf_dataset, "hub", "none", 0)
+    return [source], [[Segment(source, shard, shard)] for shard in range(reader.hub.num_shards)]
+
+
+def _choose_library(
+    config: PreprocessConfig, reference: Tokenizer, reader: Reader, units: list[list[Segment]]
+) -> Tokenizer:
+    """The encoder, decided on the beginning of the corpus, so that every shard decides alike."""
+    if config.encoder == "reference":
+        return reference
+    sample, size = [], 0
+    lenient = dataclasses.replace(reader, skip_bad=True)
+    for segment in (segment for unit in units for segment in unit):
+        for text, _ in lenient.documents(segment):
+            sample.append(text[:_SAMPLE_BYTES])
+            size += len(sample[-1])
+            if size >= _SAMPLE_BYTES:
+                break
+        if size >= _SAMPLE_BYTES:
+            break
+    tokenizer, reason = fastest(reference, config.workers, sample)
+    if reason is not None:
+        print(f"megasink: tokenizing with {tokenizer.library}: {reason}", file=sys.stderr)
+    return tokenizer
+
+
+def _encoder(config: PreprocessConfig, tokenizer: Tokenizer) -> Encoder:
     if config.prepend_bos and tokenizer.bos_id is None:
         raise UserError(f"--prepend-bos: the tokenizer {config.tokenizer} has no BOS token; drop the flag")
     if config.append_eod and tokenizer.eos_id is None:
         raise UserError(f"--append-eod: the tokenizer {config.tokenizer} has no EOS token; drop the flag")
-    before = [tokenizer.bos_id] if config.prepend_bos else []
-    after = [tokenizer.eos_id] if config.append_eod else []
-    return np.array(before, np.int32), np.array(after, np.int32)
+    return Encoder(
+        tokenizer=tokenizer,
+        before=np.array([tokenizer.bos_id] if config.prepend_bos else [], np.int32),
+        after=np.array([tokenizer.eos_id] if config.append_eod else [], np.int32),
+        splits=("all",) if config.split is None else SPLITS,
+        shares=np.cumsum([1.0] if config.split is None else parse_split(config.split)),
+        keep_hashes=config.deduplicate,
+    )
 
 
-def _manifest(config: PreprocessConfig, tokenizer: Tokenizer, summary: Summary) -> Manifest:
+def _settings(config: PreprocessConfig, sources: list[SourceFile], tokenizer: Tokenizer) -> dict[str, object]:
+    names = [
+        "hf_dataset",
+        "hf_config",
+        "hf_split",
+        "json_key",
+        "append_eod",
+        "prepend_bos",
+        "split",
+        "deduplicate",
+        "skip_bad_documents",
+        "unit_mib",
+    ]
+    settings = {name: getattr(config, name) for name in names}
+    inputs = [] if config.hf_dataset is not None else describe(sources)
+    return settings | {"tokenizer_digest": tokenizer.digest, "encoder": tokenizer.library, "inputs": inputs}
+
+
+def _prefix(config: PreprocessConfig, split: str) -> str:
+    return config.output_prefix if split == "all" else f"{config.output_prefix}_{split}"
+
+
+def _manifest(
+    config: PreprocessConfig, plan: Plan, encoder: Encoder, summary: Summary, prefix: str, parts: list[Counts]
+) -> Manifest:
+    documents, tokens = summary.outputs[prefix]
     return Manifest(
         schema=SCHEMA,
         tokenizer=config.tokenizer,
-        tokenizer_digest=tokenizer.digest,
-        vocab_size=tokenizer.vocab_size,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
+        tokenizer_digest=encoder.tokenizer.digest,
+        vocab_size=encoder.tokenizer.vocab_size,
+        bos_id=encoder.tokenizer.bos_id,
+        eos_id=encoder.tokenizer.eos_id,
         prepend_bos=config.prepend_bos,
         append_eod=config.append_eod,
-        documents=summary.documents,
-        tokens=summary.tokens,
+        documents=documents,
+        tokens=tokens,
+        corpus=summary.counts(),
+        input_digest=input_digest(parts),
+        settings=plan.settings,
     )
+
+
+def _already_done(config: PreprocessConfig, encoder: Encoder, plan: Plan) -> Summary | None:
+    """The summary of an earlier run with the same plan whose files are all in place."""
+    manifests = {}
+    for split in encoder.splits:
+        prefix = _prefix(config, split)
+        manifest = read_manifest(prefix)
+        if manifest is None or manifest.settings != plan.settings or not idx_path(prefix).exists():
+            return None
+        manifests[prefix] = manifest
+    summary = Summary(**next(iter(manifests.values())).corpus)
+    summary.outputs = {prefix: (manifest.documents, manifest.tokens) for prefix, manifest in manifests.items()}
+    return summary

@@ -20,12 +20,14 @@ class Tokenizer(Protocol):
         vocab_size: entries; every id is below it.
         bos_id, eos_id: None where the tokenizer has none.
         digest: SHA-256 (hex) of the file that defines it.
+        library: what encodes.
     """
 
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
     digest: str
+    library: str
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """int32 [length] ids of each text, without BOS or EOS; `</s>` in a text is text."""
@@ -35,12 +37,14 @@ class Tokenizer(Protocol):
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model file."""
+    """A SentencePiece model file. `content` and `control_tokens` are for the fast encoder."""
+
+    library = "sentencepiece"
 
     def __init__(self, path: Path, num_threads: int) -> None:
         import sentencepiece
 
-        content = _read(path)
+        self.content = content = _read(path)
         self.digest = hashlib.sha256(content).hexdigest()
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
@@ -50,10 +54,14 @@ class SentencePieceTokenizer:
         self.vocab_size = self._model.vocab_size()
         self.bos_id = self._model.bos_id() if self._model.bos_id() >= 0 else None
         self.eos_id = self._model.eos_id() if self._model.eos_id() >= 0 else None
+        self.control_tokens = tuple(
+            self._model.id_to_piece(token)
+            for token in range(self.vocab_size)
+            if self._model.is_control(token) or self._model.is_unknown(token)
+        )
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        ids = self._model.encode(texts, out_type=int, num_threads=self._num_threads)
-        return [np.array(row, np.int32) for row in ids]
+        return self._model.encode_as_numpy(texts, num_threads=self._num_threads)
 
     def decode(self, ids: list[int] | np.ndarray) -> str:
         return self._model.decode([int(token) for token in ids])
@@ -62,10 +70,12 @@ class SentencePieceTokenizer:
 class HuggingFaceTokenizer:
     """A `tokenizer.json`; BOS and EOS are named by the `tokenizer_config.json` beside it, or found by usual names."""
 
+    library = "tokenizers"
+
     def __init__(self, path: Path) -> None:
         import tokenizers
 
-        content = _read(path)
+        self.content = content = _read(path)
         self.digest = hashlib.sha256(content).hexdigest()
         try:
             self._model = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
@@ -75,6 +85,8 @@ class HuggingFaceTokenizer:
         self._model.no_padding()
         self._model.encode_special_tokens = True  # "</s>" in raw text must not become the control token
         self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
+        added = self._model.get_added_tokens_decoder().values()
+        self.control_tokens = tuple(token.content for token in added if token.special)
         named = _named_tokens(path.with_name("tokenizer_config.json"))
         self.bos_id = self._find(named.get("bos_token"), ("<s>", "<|begin_of_text|>", "<bos>", "<|endoftext|>"))
         self.eos_id = self._find(named.get("eos_token"), ("</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>"))

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from megasink.errors import UserError
-from megasink.tokenize.documents import check_inputs, read_documents
+from megasink.tokenize.documents import Reader, Segment
+from megasink.tokenize.sources import SourceFile, find_sources
 
 
 @dataclass
@@ -39,7 +40,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Path:
     """
     import sentencepiece
 
-    check_inputs(config.input)
+    sources = find_sources(config.input)
     if config.vocab_size < 300:
         raise UserError(f"--vocab-size {config.vocab_size}: at least 300 (256 bytes and special tokens are fixed)")
     path = Path(f"{config.output}.model")
@@ -51,7 +52,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Path:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_lines(config),
+            sentence_iterator=_lines(config, sources),
             model_writer=model,
             vocab_size=config.vocab_size,
             model_type=config.model_type,
@@ -79,10 +80,11 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Path:
     return path
 
 
-def _lines(config: TrainTokenizerConfig) -> Iterator[str]:
+def _lines(config: TrainTokenizerConfig, sources: list[SourceFile]) -> Iterator[str]:
     """Lines of all documents, without their newline (SentencePiece trains on lines)."""
     found = False
-    for text, _ in read_documents(config.input, config.json_key):
+    reader = Reader(config.json_key)
+    for text in (text for source in sources for text, _ in reader.documents(Segment(source))):
         for line in text.splitlines():
             if line.strip():
                 found = True

@@ -1,0 +1,83 @@
+"""Finished units to the final files: the same bytes whoever made the units, in whatever order."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from megasink.data.indexed import IndexedDataset, IndexedDatasetWriter, bin_path, idx_path
+from megasink.data.manifest import Manifest, write_manifest
+from megasink.errors import UserError
+from megasink.tokenize.parts import HASH_BYTES, Counts, hashes_path, part_prefix
+
+_COPY_TOKENS = 4 << 20  # copied at once
+
+
+def merge_split(
+    folder: Path, units: int, split: str, vocab_size: int, deduplicate: bool
+) -> tuple[IndexedDatasetWriter, int]:
+    """Join one split's parts in order into `folder`/merged.<split>; (its writer, documents dropped as duplicates).
+
+    With `deduplicate` the first of equal documents stays, wherever in the corpus the others are.
+    """
+    prefix = folder / f"merged.{split}"
+    first_seen = _first_seen(folder, units, split) if deduplicate else None
+    dropped = done = 0
+    with IndexedDatasetWriter(prefix, vocab_size) as writer:
+        for number in range(units):
+            part = IndexedDataset(part_prefix(folder, number, split))
+            keep = None if first_seen is None else first_seen[done : done + len(part)]
+            done += len(part)
+            if keep is not None:
+                dropped += int(len(keep) - keep.sum())
+            for tokens, lengths in _copies(part, keep):
+                writer.add_documents(tokens, lengths)
+    return writer, dropped
+
+
+def publish(merged: Path, prefix: str, manifest: Manifest) -> None:
+    """Move a merged pair to its final name; `.idx` goes first and comes last, so what opens is whole."""
+    try:
+        idx_path(prefix).unlink(missing_ok=True)
+        os.replace(bin_path(merged), bin_path(prefix))
+        write_manifest(prefix, manifest)
+        os.replace(idx_path(merged), idx_path(prefix))
+    except OSError as error:
+        raise UserError(
+            f"cannot write {prefix}.bin and .idx: {error.strerror}; choose another --output-prefix"
+        ) from None
+
+
+def input_digest(parts: list[Counts]) -> str:
+    """Of the text of all documents, in order: equal for the same documents however they were stored or cut."""
+    return hashlib.blake2b("".join(counts.digest for counts in parts).encode(), digest_size=16).hexdigest()
+
+
+def _copies(part: IndexedDataset, keep: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(tokens, lengths) of runs of documents of bounded size; only those in `keep` (bool [documents]) where given."""
+    starts = part.document_starts
+    first = 0
+    while first < len(part):
+        # as many documents as fit, at least one
+        last = max(int(np.searchsorted(starts, starts[first] + _COPY_TOKENS, side="right")) - 1, first + 1)
+        last = min(last, len(part))
+        lengths = np.diff(starts[first : last + 1])
+        tokens = part.tokens[starts[first] : starts[last]]
+        if keep is not None:
+            chosen = keep[first:last]
+            tokens, lengths = tokens[np.repeat(chosen, lengths)], lengths[chosen]
+        yield tokens, lengths
+        first = last
+
+
+def _first_seen(folder: Path, units: int, split: str) -> np.ndarray:
+    """bool [documents]: True for the first of each group of documents with equal text. 40 bytes a document."""
+    content = b"".join(hashes_path(folder, number, split).read_bytes() for number in range(units))
+    halves = np.frombuffer(content, "<u8").reshape(-1, HASH_BYTES // 8)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: the earliest of equals first
+    ordered = halves[order]
+    first = np.ones(len(order), bool)
+    first[order[1:]] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return first
