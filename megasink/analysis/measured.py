@@ -55,3 +55,8 @@ class MeasuredModel:
 def positions_per_bin(report: SinkReport) -> np.ndarray:
     """How many token positions each bin holds, int64 [P]."""
     return report["position_end"] - report["position_start"]
+
+
+def bin_centres(report: SinkReport) -> np.ndarray:
+    """The geometric middle of each position bin on an axis of t + 1, [P]."""
+    return np.sqrt((report["position_start"] + 1.0) * report["position_end"])

@@ -1,7 +1,15 @@
 """One module per figure; each has `draw(models)`, which returns a Drawing, or None where it does not apply."""
 
 from megasink.analysis import style
-from megasink.analysis.figures import gradient_sinks, sinks_and_activations, theta, trajectories, value_gradients
+from megasink.analysis.figures import (
+    gradient_sinks,
+    sink_heads,
+    sinks_and_activations,
+    theta,
+    trajectories,
+    value_gradients,
+    value_norms,
+)
 from megasink.analysis.figures.drawing import Drawing
 from megasink.analysis.measured import MeasuredModel
 from megasink.errors import UserError
@@ -9,11 +17,13 @@ from megasink.errors import UserError
 FIGURES = {
     "6": gradient_sinks.draw,
     "7": sinks_and_activations.draw,
+    "heads": sink_heads.draw,
     "1": value_gradients.draw,
+    "12": value_norms.draw,
     "13": theta.draw,
     "steps": trajectories.draw,
 }
-"""By the paper's number, in the order of the report; `steps` is ours."""
+"""By the paper's number, in the order of the report; `heads` and `steps` are ours."""
 
 
 def check_figure_names(wanted: list[str]) -> None:

@@ -2,15 +2,14 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from megasink.analysis.figures.drawing import Drawing
+from megasink.analysis.figures.drawing import Drawing, HeatMap, draw_heat_maps
 from megasink.analysis.measured import MeasuredModel
 
 _LOOK = (
-    "V-scale's learned theta, one cell per layer and key-value head. It starts at 0 (white). Positive (red) means a "
-    "larger C, so small values are damped more strongly; negative (blue) means that the head asked for less damping. "
-    "An untrained model is white everywhere."
+    "V-scale's learned theta, one cell per layer and key-value head; point at a cell for its value. It starts at 0 "
+    "(white). Positive (red) means a larger C, so small values are damped more strongly; negative (blue) means that "
+    "the head asked for less damping. An untrained model is white everywhere."
 )
 
 
@@ -19,22 +18,15 @@ def draw(models: list[MeasuredModel]) -> Drawing | None:
     models = [model for model in models if model.learned_v_scale]
     if not models:
         return None
-    figure = Figure(figsize=(max(4.5, 4.2 * len(models)), 4.4))
     limit = max(max(abs(model.report["theta"]).max() for model in models), 1e-6)
-    panels = np.atleast_1d(figure.subplots(1, len(models)))
-    for axes, model in zip(panels, models, strict=True):
-        image = axes.imshow(
-            model.report["theta"], cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", origin="lower"
-        )
-        axes.set_title(model.label)
-        axes.set_xlabel("key-value head")
-        axes.set_ylabel("layer")
-        axes.grid(False)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True, nbins=9))
-    figure.colorbar(image, ax=list(panels), label="theta (C is multiplied by e^theta)")
+    maps = [
+        HeatMap(model.label, model.report["theta"], "key-value head", "theta", "RdBu_r", -limit, limit)
+        for model in models
+    ]
+    figure = Figure(figsize=(max(4.5, 4.2 * len(models)), 4.4))
+    draw_heat_maps(figure, maps, "theta (C is multiplied by e^theta)")
     reading = [_read(model) for model in models]
-    return Drawing("13", "figure13_theta", "Learned strength of V-scale", figure, _LOOK, reading)
+    return Drawing("13", "figure13_theta", "Learned strength of V-scale", figure, _LOOK, reading, maps)
 
 
 def _read(model: MeasuredModel) -> str:

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from megasink.analysis import style
 from megasink.analysis.figures.drawing import Drawing
-from megasink.analysis.measured import MeasuredModel, positions_per_bin
+from megasink.analysis.measured import MeasuredModel, bin_centres, positions_per_bin
 from megasink.stats.report import SinkReport
 
 _LOOK = (
@@ -25,11 +25,11 @@ def draw(models: list[MeasuredModel]) -> Drawing:
     for axes, (title, layer) in zip(figure.subplots(2, 2, sharey=True).flat, panels, strict=True):
         for index, model in enumerate(models):
             colour = style.colour(index)
-            centres = _centres(model.report)
+            centres = bin_centres(model.report)
             axes.plot(centres, _curve(model.report, layer), color=colour, marker=style.marker(index), label=model.label)
             if model.null is not None:
                 null = _curve(model.null, layer)
-                axes.plot(_centres(model.null), null, label=f"{model.label}, untrained", **style.null_line(index))
+                axes.plot(bin_centres(model.null), null, label=f"{model.label}, untrained", **style.null_line(index))
         axes.set_title(title)
         axes.set_yscale("log")
         style.position_axis(axes, int(models[0].report["position_end"][-1]) - 1)
@@ -47,11 +47,6 @@ def _curve(report: SinkReport, layer: int | None) -> np.ndarray:
     """Gradient norms of the summed loss by position bin, [P]."""
     norms = report["value_grad_norm_all"] * report.meta["tokens"]
     return norms.mean(axis=0) if layer is None else norms[layer]
-
-
-def _centres(report: SinkReport) -> np.ndarray:
-    """Geometric middle of each bin on the axis of t + 1, [P]."""
-    return np.sqrt((report["position_start"] + 1.0) * report["position_end"])
 
 
 def _read(model: MeasuredModel) -> str:
