@@ -1,11 +1,13 @@
 """From `--data-path` and `--split` to a dataset."""
 
 import math
+from pathlib import Path
 from typing import Literal
 
 from megasink.data.blend import BlendedDataset, ChainedDataset
 from megasink.data.dataset import SampleSource, TokenDataset
 from megasink.data.indexed import IndexedDataset
+from megasink.data.resume import resume_blend
 from megasink.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -17,8 +19,12 @@ def build_dataset(
     which: Literal["train", "valid", "test"],
     seq_length: int,
     seed: int,
+    *,
+    first_token: int | None = None,
+    cache_dir: str | Path | None = None,
+    resume: dict | None = None,
 ) -> SampleSource:
-    """The dataset of one split.
+    """The dataset of one split; for "train" a BlendedDataset, of one dataset too.
 
     Args:
         data_path: one prefix, several prefixes (mixed in proportion to their tokens), or weights and prefixes in turn.
@@ -26,6 +32,9 @@ def build_dataset(
         which: "train" shuffles and never ends; "valid" and "test" are one ordered pass that never wraps.
         seq_length: T.
         seed: of the shuffles.
+        first_token: id put at position 0 of every sample (see TokenDataset).
+        cache_dir: folder for the training order of large corpora, shared or local to a node; default: memory.
+        resume: `BlendedDataset.state` of the checkpoint that training goes on from (see resume.py).
 
     Raises:
         UserError: bad weights or shares, damaged files, a split with too few tokens.
@@ -33,13 +42,13 @@ def build_dataset(
     weights, prefixes = parse_data_path(data_path)
     datasets = []
     for prefix in prefixes:
-        documents = None if split is None else _documents(prefix, split, which)
-        datasets.append(TokenDataset(prefix, seq_length, seed, documents, endless=which == "train"))
-    if len(datasets) == 1:
-        return datasets[0]
+        indexed = IndexedDataset(prefix)
+        documents = None if split is None else _documents(indexed, split, which)
+        datasets.append(TokenDataset(indexed, seq_length, seed, documents, which == "train", first_token, cache_dir))
     if which != "train":
-        return ChainedDataset(datasets)
-    return BlendedDataset(datasets, weights or [dataset.samples_per_epoch for dataset in datasets])
+        return datasets[0] if len(datasets) == 1 else ChainedDataset(datasets)
+    weights = weights or [dataset.samples_per_epoch for dataset in datasets]
+    return BlendedDataset(datasets, weights) if resume is None else resume_blend(resume, datasets, weights)
 
 
 def parse_data_path(data_path: tuple[str, ...]) -> tuple[list[float] | None, list[str]]:
@@ -73,14 +82,14 @@ def parse_split(split: str) -> tuple[float, float, float]:
     return tuple(share / sum(shares) for share in shares)
 
 
-def _documents(prefix: str, split: str, which: str) -> tuple[int, int]:
+def _documents(indexed: IndexedDataset, split: str, which: str) -> tuple[int, int]:
     """Half-open document range of a split: consecutive ranges, so that a document is in one split only."""
     shares = parse_split(split)
-    count = len(IndexedDataset(prefix))
+    count = len(indexed)
     at = SPLITS.index(which)
     start, stop = round(sum(shares[:at]) * count), round(sum(shares[: at + 1]) * count)
     if stop <= start:
-        raise UserError(f"{prefix}: --split {split} leaves no document of {count} for {which}; raise its share")
+        raise UserError(f"{indexed.prefix}: --split {split} leaves no document of {count} for {which}; raise its share")
     return start, stop
 
 

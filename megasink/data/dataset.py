@@ -1,15 +1,30 @@
 """Training samples: a pure function of (shards, seq_length, seed, index)."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from megasink.data.epochs import cached_document_order, digest_of, document_order
 from megasink.data.indexed import IndexedDataset
+from megasink.data.manifest import read_manifest
 from megasink.data.permutation import Permutation
 from megasink.errors import UserError
 
-_WINDOW = 4096  # samples located at once: vectorised, and small enough to forget
+_WINDOW_PIECES = 1 << 17  # pieces of documents located at once: vectorised, and small enough to forget
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Samples base ... of an epoch: sample base + i is made of the ranges bounds[i] to bounds[i + 1]."""
+
+    epoch: int
+    base: int
+    bounds: list[int]
+    begins: list[int]
+    stops: list[int]
 
 
 class SampleSource(Protocol):
@@ -20,6 +35,8 @@ class SampleSource(Protocol):
 
     def sample(self, index: int) -> np.ndarray: ...
 
+    def document_ids(self, index: int) -> np.ndarray: ...
+
 
 class TokenDataset:
     """Samples of seq_length + 1 tokens from a range of documents of one `.bin/.idx` pair.
@@ -29,11 +46,14 @@ class TokenDataset:
     are permuted too. With `endless=False` (validation, test) there is one pass in the stored order and nothing wraps.
 
     Args:
-        prefix: of the `.bin/.idx` pair.
+        prefix: of the `.bin/.idx` pair, or the pair already open.
         seq_length: T, input tokens per sample.
         seed: of both shuffles.
         documents: half-open range (start, stop) of documents to use; default: all.
         endless: shuffle and go on over epochs; otherwise one ordered pass.
+        first_token: id put at position 0 of every sample (BOS: a steady first token). It takes the place of the token
+            that was the last label of the sample before, so every label is still seen once.
+        cache_dir: folder for the epochs' document order; default: memory.
 
     Raises:
         UserError: damaged files, or too few tokens for one sample.
@@ -41,84 +61,102 @@ class TokenDataset:
 
     def __init__(
         self,
-        prefix: str | Path,
+        prefix: str | Path | IndexedDataset,
         seq_length: int,
         seed: int = 0,
         documents: tuple[int, int] | None = None,
         endless: bool = True,
+        first_token: int | None = None,
+        cache_dir: str | Path | None = None,
     ) -> None:
-        self.indexed = IndexedDataset(prefix)
+        self.indexed = prefix if isinstance(prefix, IndexedDataset) else IndexedDataset(prefix)
         self.seq_length = seq_length
         self.seed = seed
-        self.documents = documents or (0, len(self.indexed))
-        first, last = self.documents
+        self.first_token = first_token
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        first, last = documents or (0, len(self.indexed))
         assert 0 <= first <= last <= len(self.indexed)
-        starts = self.indexed.document_starts
-        tokens = int(starts[last] - starts[first])
-        self.samples_per_epoch = max(tokens - 1, 0) // seq_length
+        self._starts = self.indexed.document_starts[first : last + 1]
+        self.num_tokens = int(self._starts[-1] - self._starts[0])
+        self.samples_per_epoch = max(self.num_tokens - 1, 0) // seq_length
         if self.samples_per_epoch == 0:
             raise UserError(
-                f"{prefix}: documents {first} to {last} hold {tokens} tokens, too few for one sample of "
-                f"--seq-length {seq_length}; use more text, another --split or a shorter --seq-length"
+                f"{self.indexed.prefix}: documents {first} to {last} hold {self.num_tokens} tokens, too few for one "
+                f"sample of --seq-length {seq_length}; use more text, another --split or a shorter --seq-length"
             )
         self.num_samples = None if endless else self.samples_per_epoch
         self._layout: tuple[int, np.ndarray | None, np.ndarray] | None = None
-        self._window: tuple[int, int, np.ndarray, np.ndarray] | None = None
+        pieces_per_sample = 1 + seq_length * (last - first) // self.num_tokens
+        self._window_size = max(1, min(4096, _WINDOW_PIECES // pieces_per_sample))
+        self._window: _Window | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Identifies the documents: their lengths and, where there is a manifest, their text and tokenizer."""
+        manifest = read_manifest(self.indexed.prefix)
+        names = (None, None) if manifest is None else (manifest.input_digest, manifest.tokenizer_digest)
+        return digest_of(self._starts, *names)
 
     def sample(self, index: int) -> np.ndarray:
         """int64 [seq_length + 1] tokens of sample `index` >= 0."""
-        out = np.empty(self.seq_length + 1, np.int64)
         tokens = self.indexed.tokens
-        filled = 0
-        for begin, end in self._pieces(index):
-            out[filled : filled + end - begin] = tokens[begin:end]
-            filled += end - begin
-        return out
+        begins, stops = self._pieces(index)
+        if len(begins) == 1:
+            sample = tokens[begins[0] : stops[0]].astype(np.int64)
+        else:
+            pieces = [tokens[begin:stop] for begin, stop in zip(begins, stops, strict=True)]
+            sample = np.concatenate(pieces, dtype=np.int64)
+        if self.first_token is not None:
+            sample[0] = self.first_token
+        return sample
 
     def document_ids(self, index: int) -> np.ndarray:
         """int32 [seq_length + 1]: 0 for the tokens of the sample's first document, 1 for the next, and so on."""
-        lengths = [end - begin for begin, end in self._pieces(index)]
+        begins, stops = self._pieces(index)
+        lengths = [stop - begin for begin, stop in zip(begins, stops, strict=True) if stop > begin]
         return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
 
-    def _pieces(self, index: int) -> list[tuple[int, int]]:
-        """Half-open ranges of `indexed.tokens` that make up sample `index`, one per document."""
+    def _pieces(self, index: int) -> tuple[list[int], list[int]]:
+        """(begins, stops) of the ranges of `indexed.tokens` that make up sample `index`, one per document."""
         if index < 0 or (self.num_samples is not None and index >= self.num_samples):
             raise IndexError(f"sample {index} of {self.num_samples} in {self.indexed.prefix}")
         epoch, number = divmod(index, self.samples_per_epoch)
-        order, ends = self._epoch_layout(epoch)
-        begin, slot = self._locate(epoch, number, ends)
-        starts = self.indexed.document_starts
-        pieces, wanted = [], self.seq_length + 1
-        while wanted:
-            document = slot if order is None else int(order[slot])
-            stop = int(starts[self.documents[0] + document + 1])
-            start = stop - (int(ends[slot]) - begin)
-            taken = min(stop - start, wanted)
-            if taken:
-                pieces.append((start, start + taken))
-            begin, wanted, slot = begin + taken, wanted - taken, slot + 1
-        return pieces
+        row = number % self._window_size
+        window = self._window  # local: another thread may replace it
+        if window is None or window.epoch != epoch or window.base != number - row:
+            window = self._window = self._locate(epoch, number - row)
+        begin, stop = window.bounds[row], window.bounds[row + 1]
+        return window.begins[begin:stop], window.stops[begin:stop]
 
-    def _locate(self, epoch: int, number: int, ends: np.ndarray) -> tuple[int, int]:
-        """(first token within the epoch, slot of its document) of an epoch's sample `number`."""
-        base = number - number % _WINDOW
-        if self._window is None or self._window[:2] != (epoch, base):
-            numbers = np.arange(base, min(base + _WINDOW, self.samples_per_epoch))
-            if self.num_samples is None:
-                numbers = Permutation(self.samples_per_epoch, "samples", self.seed, epoch)(numbers)
-            begins = numbers * self.seq_length
-            self._window = (epoch, base, begins, np.searchsorted(ends, begins, side="right"))
-        _, _, begins, slots = self._window
-        return int(begins[number - base]), int(slots[number - base])
+    def _locate(self, epoch: int, base: int) -> "_Window":
+        """Where the samples base ... of an epoch's order lie in `indexed.tokens`."""
+        order, ends = self._epoch_layout(epoch)
+        numbers = np.arange(base, min(base + self._window_size, self.samples_per_epoch))
+        if self.num_samples is None:
+            numbers = Permutation(self.samples_per_epoch, "samples", self.seed, epoch)(numbers)
+        first = numbers * self.seq_length  # positions within the epoch
+        stop = first + self.seq_length + 1
+        first_slot = np.searchsorted(ends, first, side="right")
+        counts = np.searchsorted(ends, stop - 1, side="right") - first_slot + 1
+        bounds = np.concatenate(([0], np.cumsum(counts)))
+        slots = np.arange(bounds[-1]) + np.repeat(first_slot - bounds[:-1], counts)
+        documents = slots if order is None else order[slots].astype(np.int64)
+        document_stop, slot_stop = self._starts[documents + 1], ends[slots]
+        slot_start = slot_stop - (document_stop - self._starts[documents])
+        into_file = document_stop - slot_stop
+        begins = np.maximum(slot_start, np.repeat(first, counts)) + into_file
+        stops = np.minimum(slot_stop, np.repeat(stop, counts)) + into_file
+        return _Window(epoch, base, bounds.tolist(), begins.tolist(), stops.tolist())
 
     def _epoch_layout(self, epoch: int) -> tuple[np.ndarray | None, np.ndarray]:
-        """(document of each slot or None for stored order, int64 [slots] token after each slot's end in the epoch)."""
-        if self._layout is None or self._layout[0] != epoch:
-            first, last = self.documents
-            starts = self.indexed.document_starts[first : last + 1]
-            if self.num_samples is None:
-                order = Permutation(last - first, "documents", self.seed, epoch)(np.arange(last - first))
-                self._layout = (epoch, order, np.cumsum(np.diff(starts)[order]))
+        """(document of each slot or None for stored order, int64 [slots] tokens of the epoch up to each slot's end)."""
+        layout = self._layout
+        if layout is None or (layout[0] != epoch and self.num_samples is None):
+            if self.num_samples is not None:
+                layout = epoch, None, self._starts[1:] - self._starts[0]
+            elif self.cache_dir is None:
+                layout = epoch, *document_order(self._starts, self.seed, epoch)
             else:
-                self._layout = (epoch, None, starts[1:] - starts[0])
-        return self._layout[1], self._layout[2]
+                layout = epoch, *cached_document_order(self._starts, self.seed, epoch, self.cache_dir, self.digest)
+            self._layout = layout
+        return layout[1], layout[2]
