@@ -38,6 +38,18 @@ class ModelConfig:
     """Tokens per sample."""
     rotary_base: float = 10000.0
     """Base of the rotary position embedding."""
+    rotary_scaling_factor: float | None = None
+    """Llama 3's stretching of long rotary wavelengths by this factor; default: none."""
+    rotary_scaling_low_freq_factor: float = 1.0
+    """Llama 3 scaling: wavelengths above original_length / this are stretched fully."""
+    rotary_scaling_high_freq_factor: float = 4.0
+    """Llama 3 scaling: wavelengths below original_length / this are left alone."""
+    rotary_scaling_original_length: int = 8192
+    """Llama 3 scaling: context length before stretching."""
+    reset_attention_mask: bool = False
+    """Packed documents do not attend to each other."""
+    reset_position_ids: bool = False
+    """Positions count from each packed document's first token."""
     norm_epsilon: float = 1e-5
     """Epsilon of RMSNorm."""
     untie_embeddings_and_output_weights: bool = True
@@ -72,12 +84,16 @@ class ParallelConfig:
     """Ranks that share each layer's heads, FFN columns and vocabulary."""
     pipeline_model_parallel_size: int = 1
     """Pipeline stages."""
+    pipeline_split: str | None = None
+    """Transformer blocks of each stage, for example 5,6,5; default: balanced by parameters."""
     sequence_parallel: bool = False
     """Shard norms and the residual stream along the sequence over the tensor-parallel ranks."""
     zero_stage: int = 1
     """DeepSpeed ZeRO stage (0-3)."""
     deepspeed_config: str | None = None
     """JSON file of DeepSpeed settings; default: ds_configs/zero<stage>.json of the repository."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: cheap ones (selective) or whole blocks (full)."""
 
 
 @dataclass

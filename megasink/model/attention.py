@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from megasink.config import ModelConfig
+from megasink.model.documents import Boundaries, document_attention
 from megasink.model.rope import apply_rotary
 from megasink.model.taps import BlockTaps, sum_of_squares, tap_gradient, tap_shared_gradient, tap_value
 from megasink.model.v_scale import VScale
@@ -46,8 +47,10 @@ class Attention(nn.Module):
             initial_c = hidden * width * config.init_method_std**2
             self.v_scale = VScale(config.v_scale, groups, initial_c, layout.tensor, self.key_value_heads)
 
-    def forward(self, hidden_states: Tensor, cos: Tensor, sin: Tensor, taps: BlockTaps | None) -> Tensor:
-        """hidden_states [B, T (or its local share), H] -> the same shape; cos, sin [T, D]."""
+    def forward(
+        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, boundaries: Boundaries | None, taps: BlockTaps | None
+    ) -> Tensor:
+        """hidden_states [B, T (or its local share), H] -> the same shape; cos, sin [T, D] or [B, T, D]."""
         hidden_states = enter_tensor_parallel(hidden_states, self.layout)
         query, key, value = (
             states.unflatten(-1, (-1, self.head_dim))
@@ -64,9 +67,14 @@ class Attention(nn.Module):
         repeats = self.num_heads // self.num_key_value_heads
         if repeats > 1:
             key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-        context, log_sum_exp = causal_attention(query, key, value)
+        if boundaries is None:
+            context, log_sum_exp = causal_attention(query, key, value)
+        else:
+            context, log_sum_exp = document_attention(query, key, value, boundaries)
         if taps is not None:
-            context = tap_value(context, taps.attention_sink, attention_to_first(query, key, log_sum_exp))
+            first_token = None if boundaries is None else boundaries.first_token
+            sink = attention_to_first(query, key, log_sum_exp, first_token)
+            context = tap_value(context, taps.attention_sink, sink)
         return self.o_proj(context.transpose(1, 2).flatten(2))
 
     def _tap_value_gradient(self, value: Tensor, leaf: Tensor) -> Tensor:
@@ -98,8 +106,19 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor,
     return context, log_sum_exp[..., : query.shape[-2]]
 
 
-def attention_to_first(query: Tensor, key: Tensor, log_sum_exp: Tensor) -> Tensor:
-    """AS per sequence and head, [B, heads]: mean over queries i > 0 of A_{i,0} = exp(q_i.k_0 / sqrt(D) - lse_i)."""
+def attention_to_first(query: Tensor, key: Tensor, log_sum_exp: Tensor, first_token: Tensor | None = None) -> Tensor:
+    """AS per sequence and head, [B, heads]: mean over queries i > 0 of A_{i,0} = exp(q_i.k_0 / sqrt(D) - lse_i).
+
+    With `first_token` int64 [B, T], key 0 is the first token of the query's document, and the mean is over all queries
+    but those first tokens.
+    """
     wide = log_sum_exp.dtype
-    scores = (query.detach() @ key.detach()[:, :, :1].transpose(-1, -2)).squeeze(-1).to(wide)
-    return (scores / math.sqrt(query.shape[-1]) - log_sum_exp)[..., 1:].exp().mean(dim=-1)
+    query, key = query.detach(), key.detach()
+    if first_token is None:
+        scores = (query @ key[:, :, :1].transpose(-1, -2)).squeeze(-1).to(wide)
+        return (scores / math.sqrt(query.shape[-1]) - log_sum_exp)[..., 1:].exp().mean(dim=-1)
+    index = first_token[:, None, :, None].expand_as(key)
+    scores = (query * key.gather(2, index)).sum(dim=-1).to(wide)
+    counts = (first_token != torch.arange(first_token.shape[1], device=key.device))[:, None]
+    attention = (scores / math.sqrt(query.shape[-1]) - log_sum_exp).exp()
+    return (attention * counts).sum(dim=-1) / counts.sum(dim=-1)

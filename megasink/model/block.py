@@ -5,12 +5,26 @@ from torch import Tensor, nn
 
 from megasink.config import ModelConfig
 from megasink.model.attention import Attention
+from megasink.model.documents import Boundaries, find_boundaries, positions_in_document
 from megasink.model.mlp import MLP
 from megasink.model.norm import RMSNorm
+from megasink.model.recompute import Recomputation, recomputed
 from megasink.model.rope import rotary_tables
 from megasink.model.taps import BlockTaps, sum_of_squares, tap_gradient, tap_value
 from megasink.parallel.layout import ParallelLayout
 from megasink.parallel.shard import normal_
+
+States = Tensor | tuple[Tensor, Tensor]
+"""What flows between layers: hidden states, and document ids int [B, T] beside them where documents are kept apart."""
+
+
+def split_states(states: States) -> tuple[Tensor, Tensor | None]:
+    """(hidden states or tokens, document ids or None)."""
+    return states if isinstance(states, tuple) else (states, None)
+
+
+def join_states(hidden_states: Tensor, document_ids: Tensor | None) -> States:
+    return hidden_states if document_ids is None else (hidden_states, document_ids)
 
 
 class Block(nn.Module):
@@ -36,27 +50,39 @@ class Block(nn.Module):
                 if parameter.dim() == 2:
                     normal_(parameter, config.init_method_std, seed, f"layers.{layer_index}.{name}")
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[B, T (or its local share), H] -> the same shape."""
+    def forward(self, states: States) -> States:
+        """Hidden states [B, T (or its local share), H] -> the same shape; document ids pass through."""
+        hidden_states, document_ids = split_states(states)
         length = hidden_states.shape[1] * (self.layout.tensor.size if self.layout.sequence_parallel else 1)
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
-        cos, sin = rotary_tables(length, self.config.kv_channels, self.config.rotary_base, hidden_states.device, wide)
+        cos, sin = rotary_tables(self.config, length, hidden_states.device, wide)
+        boundaries = None
+        if document_ids is not None:
+            if self.config.reset_position_ids:
+                positions = positions_in_document(document_ids)
+                cos, sin = cos[positions], sin[positions]
+            if self.config.reset_attention_mask:
+                boundaries = find_boundaries(document_ids)
         taps = None
         if self.recorder is not None and torch.is_grad_enabled():
             taps = self.recorder.open(self, hidden_states)
-        return self.run(hidden_states, cos, sin, taps)
+        return join_states(self.run(hidden_states, cos, sin, boundaries, taps), document_ids)
 
-    def compile(self) -> None:
-        """Compile the block's arithmetic; taps and tables stay outside."""
-        self.run = torch.compile(self.transform)
+    def prepare(self, recompute: Recomputation = "none", compile: bool = False) -> None:
+        """Choose what is kept for the backward pass, and compile the arithmetic; taps and tables stay outside."""
+        self.run = recomputed(self.transform, recompute)
+        if compile:
+            self.run = torch.compile(self.run)
 
-    def transform(self, hidden_states: Tensor, cos: Tensor, sin: Tensor, taps: BlockTaps | None) -> Tensor:
+    def transform(
+        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, boundaries: Boundaries | None, taps: BlockTaps | None
+    ) -> Tensor:
         """The block's equations."""
         attention_input = self.input_layernorm(hidden_states)
         if taps is not None:
             # complete here: below the norm, above the tensor-parallel region whose backward sums over the ranks
             attention_input = tap_gradient(attention_input, taps.attention_norm_grad)
-        hidden_states = hidden_states + self.self_attn(attention_input, cos, sin, taps)
+        hidden_states = hidden_states + self.self_attn(attention_input, cos, sin, boundaries, taps)
         mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
         if taps is not None:
             mlp_output = tap_value(mlp_output, taps.mlp_output, sum_of_squares(mlp_output))

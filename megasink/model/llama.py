@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megasink.config import ModelConfig
-from megasink.model.block import Block
+from megasink.model.block import Block, States, join_states, split_states
 from megasink.model.norm import RMSNorm
 from megasink.parallel.cross_entropy import vocab_parallel_cross_entropy
 from megasink.parallel.layers import VocabParallelEmbedding, enter_tensor_parallel
@@ -18,7 +18,7 @@ TIED_EMBEDDING = "embed"
 
 
 class Embedding(VocabParallelEmbedding):
-    """Token embedding [B, T] -> [B, T, H]; weights drawn from (seed, name) unless `seed` is None."""
+    """Tokens [B, T] -> [B, T, H], document ids pass through; weights drawn from (seed, name) unless `seed` is None."""
 
     def __init__(
         self, config: ModelConfig, layout: ParallelLayout, seed: int | None = None, name: str = "embed_tokens.weight"
@@ -26,6 +26,17 @@ class Embedding(VocabParallelEmbedding):
         super().__init__(config.padded_vocab_size, config.hidden_size, layout, config.vocab_size)
         if seed is not None:
             normal_(self.weight, config.init_method_std, seed, name)
+
+    def forward(self, states: States) -> States:
+        tokens, document_ids = split_states(states)
+        return join_states(super().forward(tokens), document_ids)
+
+
+class FinalNorm(RMSNorm):
+    """The last RMSNorm; document ids end here."""
+
+    def forward(self, states: States) -> Tensor:
+        return super().forward(split_states(states)[0])
 
 
 class OutputLayer(Embedding):
@@ -55,7 +66,7 @@ def llama_layers(config: ModelConfig, layout: ParallelLayout, seed: int | None =
     tied = None if config.untie_embeddings_and_output_weights else TIED_EMBEDDING
     embedding = Layer(Embedding, (config, layout, seed), tied)
     blocks = [Layer(Block, (config, layout, index, seed)) for index in range(config.num_layers)]
-    norm = Layer(RMSNorm, (config.hidden_size, config.norm_epsilon, layout))
+    norm = Layer(FinalNorm, (config.hidden_size, config.norm_epsilon, layout))
     if tied is None:
         output = Layer(OutputLayer, (config, layout, seed, "lm_head.weight"))
     else:
@@ -93,9 +104,9 @@ class Llama(nn.Module):
                 module = self.tied_modules[layer.tied_key]
             self.calls.append(module if layer.forward is None else _bind(layer.forward, module))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens int64 [B, T] -> logits [B, T, padded V / tensor-parallel ranks]."""
-        states = tokens
+    def forward(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """tokens int64 [B, T], document ids int [B, T] -> logits [B, T, padded V / tensor-parallel ranks]."""
+        states = join_states(tokens, document_ids)
         for call in self.calls:
             states = call(states)
         return states
