@@ -4,7 +4,8 @@ import sys
 
 from megasink.config.cli import parse_cli
 from megasink.errors import run_cli
-from megasink.tokenize.preprocess import PreprocessConfig, preprocess
+from megasink.tokenize.options import PreprocessConfig
+from megasink.tokenize.preprocess import preprocess
 
 
 def main() -> None:

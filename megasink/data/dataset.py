@@ -9,7 +9,6 @@ import numpy as np
 
 from megasink.data.epochs import cached_document_order, digest_of, document_order
 from megasink.data.indexed import IndexedDataset
-from megasink.data.manifest import read_manifest
 from megasink.data.permutation import Permutation
 from megasink.errors import UserError
 
@@ -93,7 +92,7 @@ class TokenDataset:
     @cached_property
     def digest(self) -> str:
         """Identifies the documents: their lengths and, where there is a manifest, their text and tokenizer."""
-        manifest = read_manifest(self.indexed.prefix)
+        manifest = self.indexed.manifest
         names = (None, None) if manifest is None else (manifest.input_digest, manifest.tokenizer_digest)
         return digest_of(self._starts, *names)
 

@@ -15,6 +15,7 @@ from types import TracebackType
 import numpy as np
 
 from megasink.data.atomic import temporary_path
+from megasink.data.manifest import manifest_path, read_manifest
 from megasink.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -53,13 +54,15 @@ class IndexedDataset:
         tokens: [total_tokens] read-only view of the whole `.bin`, in the file's dtype.
         sequence_lengths: int32 [S] tokens of each sequence.
         document_starts: int64 [documents + 1] first token of each document in `tokens`; the last is total_tokens.
+        manifest: of `<prefix>.json`, or None (Megatron writes none).
 
     Raises:
         UserError: a missing, unreadable or damaged file; the line names the file and the fault.
     """
 
     def __init__(self, prefix: str | Path) -> None:
-        self.prefix = str(prefix)
+        prefix = str(prefix).removesuffix(".idx").removesuffix(".bin")
+        self.prefix = prefix
         index = _map_file(idx_path(prefix))
         self.dtype, num_sequences = _read_header(index, idx_path(prefix))
         lengths_at = HEADER.size
@@ -70,9 +73,12 @@ class IndexedDataset:
         bounds = index[bounds_at:].view("<i8")
         sequence_starts = self._check_sequences(offsets)
         _check_bounds(bounds, num_sequences, idx_path(prefix))
-        whole = len(bounds) == num_sequences + 1 and bounds[-1] == num_sequences and _is_arange(bounds)
-        self.document_starts = sequence_starts if whole else sequence_starts[bounds]
+        one_each = len(bounds) == num_sequences + 1 and _is_arange(bounds)
+        self.document_starts = sequence_starts if one_each else sequence_starts[bounds]
         self.tokens = self._map_tokens(int(sequence_starts[-1]))
+        self.manifest = read_manifest(prefix)
+        if self.manifest is not None:
+            self._check_manifest(one_each)
 
     def __len__(self) -> int:
         """Documents."""
@@ -109,6 +115,17 @@ class IndexedDataset:
                 )
         return starts
 
+    def _check_manifest(self, one_each: bool) -> None:
+        """A manifest is of our own writer, which makes one sequence a document: other bounds are flipped bits."""
+        expected, found = (self.manifest.documents, self.manifest.tokens), (len(self), self.num_tokens)
+        if expected != found:
+            raise UserError(
+                f"{manifest_path(self.prefix)} is of {expected[0]} documents and {expected[1]} tokens, but the files hold "
+                f"{found[0]} and {found[1]}: not their manifest; {_REMAKE}, or remove the manifest"
+            )
+        if not one_each:
+            raise UserError(f"{idx_path(self.prefix)}: damaged: document bounds are not one sequence each; {_REMAKE}")
+
     def _map_tokens(self, expected: int) -> np.ndarray:
         path = bin_path(self.prefix)
         raw = _map_file(path)
@@ -133,8 +150,7 @@ def _map_file(path: Path) -> np.ndarray:
             # a plain ndarray over mmap: np.memmap's subclass makes every slice twice as slow
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:
-        hint = "; give the prefix, without .bin or .idx" if path.name.endswith((".bin.idx", ".idx.idx")) else ""
-        raise UserError(f"{path}: {error.strerror}{hint or '; make it with tools/preprocess_data.py'}") from None
+        raise UserError(f"{path}: {error.strerror}; make it with tools/preprocess_data.py") from None
 
 
 def _read_header(index: np.ndarray, path: Path) -> tuple[np.dtype, int]:
@@ -245,7 +261,7 @@ class IndexedDatasetWriter:
             raise self._unwritable(error) from None
 
     def discard(self) -> None:
-        """Close and remove the temporary files."""
+        """Close and remove the temporary files; after `finish` there are none."""
         for file, path in ((self._bin, self._bin_temporary), (self._idx, self._idx_temporary)):
             with contextlib.suppress(OSError):  # a buffer that cannot be flushed: it is being thrown away
                 file.close()

@@ -1,13 +1,10 @@
 """Text to Megatron's `.bin/.idx` with a manifest: cut into units, each finished or not, then merged."""
 
 import dataclasses
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -19,6 +16,7 @@ from megasink.errors import UserError
 from megasink.tokenize.documents import Reader, Segment
 from megasink.tokenize.fast import fastest
 from megasink.tokenize.merge import input_digest, merge_split, publish
+from megasink.tokenize.options import PreprocessConfig
 from megasink.tokenize.parts import Counts, Encoder, read_part, write_part
 from megasink.tokenize.plan import Plan, cut, describe
 from megasink.tokenize.sources import SourceFile, find_sources
@@ -29,49 +27,6 @@ from megasink.tokenize.workspace import Workspace
 _SAMPLE_BYTES = 1 << 20  # of the corpus, on which the fast encoder is checked
 
 
-@dataclass
-class PreprocessConfig:
-    """Tokenize text into Megatron's .bin/.idx, restartable and in parallel over machines."""
-
-    output_prefix: str
-    """Writes <prefix>.bin, <prefix>.idx and the manifest <prefix>.json (with --split <prefix>_train.bin and so on)."""
-    tokenizer: str
-    """SentencePiece .model, tokenizer.json, or a folder that holds one."""
-    input: tuple[str, ...] = ()
-    """Files, folders and patterns. .jsonl .ndjson .json (a document a line) and .txt .md (a document each), also with
-    .gz or .zst; .parquet and .arrow (a document a row). A file with another suffix is one document of text."""
-    hf_dataset: str | None = None
-    """Instead of --input: a dataset of a Hugging Face hub, or a folder that `datasets` can load; streamed."""
-    hf_config: str | None = None
-    """Configuration of --hf-dataset."""
-    hf_split: str = "train"
-    """Split of --hf-dataset."""
-    json_key: str = "text"
-    """Key (or column) of the text."""
-    append_eod: bool = False
-    """End every document with the tokenizer's EOS."""
-    prepend_bos: bool = False
-    """Begin every document with the tokenizer's BOS."""
-    split: str | None = None
-    """Shares of train, valid and test, 969,30,1: three outputs, a document's decided by the hash of its text."""
-    deduplicate: bool = False
-    """Keep only the first of documents with equal text."""
-    skip_bad_documents: bool = False
-    """Leave out and count documents that cannot be read (not UTF-8, not JSON, no such key) instead of stopping."""
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Threads that tokenize; default: the CPUs this process may use."""
-    encoder: Literal["fastest", "reference"] = "fastest"
-    """fastest: gigatoken if its ids equal the tokenizer's own library on a sample; reference: always that library."""
-    shard: str | None = None
-    """i/n: make every n-th unit from i on (0 <= i < n), as one of n jobs; afterwards run once with --merge."""
-    merge: bool = False
-    """Join what the --shard jobs made; give the same other flags."""
-    resume: bool = False
-    """Go on after a kill: finished units in <prefix>.parts are kept."""
-    unit_mib: int = 64
-    """Input per unit of work. Does not change the result."""
-
-
 def preprocess(config: PreprocessConfig) -> Summary:
     """Tokenize the inputs into `config.output_prefix`; documents without text are left out and counted.
 
@@ -79,7 +34,7 @@ def preprocess(config: PreprocessConfig) -> Summary:
         UserError: anything wrong with the inputs, the tokenizer or the output; then no new file opens at the prefix.
     """
     began = time.perf_counter()
-    index, count = _check(config)
+    index, count = config.job()
     reader = Reader(config.json_key, config.skip_bad_documents)
     sources, units = _corpus(config, reader)
     reference = load_tokenizer(config.tokenizer, config.workers)
@@ -181,23 +136,6 @@ def _merge(config: PreprocessConfig, plan: Plan, workspace: Workspace, encoder: 
     workspace.remove()
 
 
-def _check(config: PreprocessConfig) -> tuple[int, int]:
-    """(i, n) of --shard, after checking flags against each other."""
-    for name in ("workers", "unit_mib"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
-    if config.split is not None:
-        parse_split(config.split)
-    if config.shard is None:
-        return 0, 1
-    if config.merge:
-        raise UserError("--merge joins all shards: give it without --shard")
-    index, _, count = config.shard.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise UserError(f"--shard {config.shard}: give i/n with 0 <= i < n, for example 0/4 to 3/4")
-    return int(index), int(count)
-
-
 def _corpus(config: PreprocessConfig, reader: Reader) -> tuple[list[SourceFile], list[list[Segment]]]:
     """Sources and units; a hub dataset's units are its own shards."""
     if config.hf_dataset is None:
@@ -250,21 +188,12 @@ def _encoder(config: PreprocessConfig, tokenizer: Tokenizer) -> Encoder:
 
 
 def _settings(config: PreprocessConfig, sources: list[SourceFile], tokenizer: Tokenizer) -> dict[str, object]:
-    names = [
-        "hf_dataset",
-        "hf_config",
-        "hf_split",
-        "json_key",
-        "append_eod",
-        "prepend_bos",
-        "split",
-        "deduplicate",
-        "skip_bad_documents",
-        "unit_mib",
-    ]
-    settings = {name: getattr(config, name) for name in names}
     inputs = [] if config.hf_dataset is not None else describe(sources)
-    return settings | {"tokenizer_digest": tokenizer.digest, "encoder": tokenizer.library, "inputs": inputs}
+    return config.deciding() | {
+        "tokenizer_digest": tokenizer.digest,
+        "encoder": tokenizer.library,
+        "inputs": inputs,
+    }
 
 
 def _prefix(config: PreprocessConfig, split: str) -> str:

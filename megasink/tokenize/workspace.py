@@ -27,6 +27,8 @@ class Workspace:
             raise UserError(f"--merge: there is no {self._plan_path}; run the --shard jobs first")
         try:
             self.folder.mkdir(exist_ok=True)
+            if not self._plan_path.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+                raise UserError(f"{self.folder} exists and is not ours; move it away or choose another --output-prefix")
             if not self._plan_path.exists():
                 write_atomic(self._plan_path, json.dumps(self._plan.settings).encode())
             found = json.loads(self._plan_path.read_bytes())
