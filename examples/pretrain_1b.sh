@@ -14,7 +14,7 @@ command -v deepspeed >/dev/null || PATH=$(dirname "$file")/../.venv/bin:$PATH
 command -v deepspeed >/dev/null || { echo "megasink: no deepspeed on PATH; bash tools/setup_env.sh makes .venv" >&2; exit 2; }
 if [ -n "$RANK" ]; then exec python -u "$file" "$@"; fi
 if [ -n "$SLURM_JOB_ID" ]; then exec srun --kill-on-bad-exit=1 python -u "$file" "$@"; fi
-exec deepspeed ${NUM_GPUS:+--num_gpus "$NUM_GPUS"} "$file" "$@"
+exec deepspeed -q ${NUM_GPUS:+--num_gpus "$NUM_GPUS"} ${MASTER_PORT:+--master_port "$MASTER_PORT"} "$file" "$@"
 : <<'#PYTHON'
 ":"""
 # This half is one rank.

@@ -2,6 +2,7 @@
 
 from megasink.config import RunConfig
 from megasink.data.build import parse_data_path
+from megasink.data.indexed import idx_path
 from megasink.data.manifest import Manifest, read_manifest
 from megasink.errors import UserError
 from megasink.tokenize.tokenizers import load_tokenizer
@@ -15,13 +16,13 @@ def resolve_vocab_size(config: RunConfig) -> int:
     """
     data, given = config.data, config.model.vocab_size
     if not data.data_path:
-        raise UserError(
-            "--data-path: no data; make some: python tools/preprocess_data.py --input corpus.jsonl "
-            "--output-prefix data/pretrain --tokenizer TOKENIZER --prepend-bos --append-eod"
-        )
+        raise _no_data("is not given", "data/pretrain")
     prefixes = [
         prefix for path in (data.data_path, data.valid_data_path) if path for prefix in parse_data_path(path)[1]
     ]
+    for prefix in prefixes:
+        if not idx_path(prefix).exists():
+            raise _no_data(f"{prefix}: no {idx_path(prefix)}", prefix)
     manifests = {prefix: manifest for prefix in prefixes if (manifest := read_manifest(prefix)) is not None}
     _check_one_tokenizer(manifests)
     known = next(iter(manifests.values())).vocab_size if manifests else None
@@ -44,6 +45,13 @@ def resolve_vocab_size(config: RunConfig) -> int:
             "by itself"
         )
     return given or known
+
+
+def _no_data(fault: str, prefix: str) -> UserError:
+    return UserError(
+        f"--data-path {fault}; make it: python tools/preprocess_data.py --input corpus.jsonl --output-prefix {prefix} "
+        "--tokenizer TOKENIZER --prepend-bos --append-eod"
+    )
 
 
 def _check_one_tokenizer(manifests: dict[str, Manifest]) -> None:
