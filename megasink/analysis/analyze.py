@@ -2,13 +2,9 @@
 
 import importlib.metadata
 import platform
-import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import tyro
 from tqdm import tqdm
 
 import megasink
@@ -16,40 +12,17 @@ from megasink.analysis.bootstrap import compare
 from megasink.analysis.figures import check_figure_names, draw_figures
 from megasink.analysis.files import check_writable
 from megasink.analysis.measure import measure
-from megasink.analysis.measured import MeasuredModel
+from megasink.analysis.measured import MeasuredModel, Measurement
 from megasink.analysis.report import console_table, write_report
+from megasink.analysis.request import AnalysisRequest, parse_count, parse_device, parse_lengths, parse_pair
+from megasink.analysis.section import Section
 from megasink.analysis.source import Source, find_source, load_model, untrained_model
 from megasink.analysis.tokens import TokenSequences, check_vocabulary, read_tokens
 from megasink.analysis.trajectory import read_trajectory
 from megasink.errors import UserError
+from megasink.model.llama import Llama
 
-
-@dataclass
-class AnalysisRequest:
-    """What to analyse and how; the flags of tools/analyze_ckpt.py."""
-
-    checkpoints: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="CKPT ...")]
-    """Run folders (their newest checkpoint counts) or checkpoint folders."""
-    data: str
-    """Prefix of a .bin/.idx pair, or a text file (.jsonl or plain text)."""
-    label: tuple[str, ...] = ()
-    """One name per checkpoint; default: the folders' names."""
-    tokens: str = "16k"
-    """How many tokens to measure on: 16k is 16,000, 1M is 1,000,000."""
-    seq_length: int | None = None
-    """Tokens per sequence; default: what the first checkpoint was trained with."""
-    tokenizer: str | None = None
-    """Tokenizer of a text file; default: the one in the first checkpoint's configuration."""
-    compare: str | None = None
-    """Two labels, A:B; the report gives B minus A, paired by sequence."""
-    sink_pos: int = 0
-    """Position of the sink; only 0 so far."""
-    figures: str | None = None
-    """Figures to draw, by the paper's numbers: 6,7,13; default: all."""
-    out: str = "report"
-    """Folder for report.html, figures/ and the numbers."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1; auto: a GPU if there is one."""
+_SAME_AT_EVERY_LENGTH = {"13", "steps"}
 
 
 def analyze(request: AnalysisRequest, command: str) -> None:
@@ -64,51 +37,67 @@ def analyze(request: AnalysisRequest, command: str) -> None:
         raise UserError(f"--sink-pos {request.sink_pos}: only position 0 is measured so far")
     if not request.checkpoints:
         raise UserError("name at least one run folder or checkpoint folder")
-    device = _device(request.device)
+    device = parse_device(request.device)
     sources = [find_source(Path(path)) for path in request.checkpoints]
     labels = _labels(request, sources)
-    pair = _pair(request.compare, labels)
-    config = sources[0].config
-    seq_length = request.seq_length or config.model.seq_length
-    if seq_length < 2:
-        raise UserError(f"--seq-length {seq_length}: a sequence needs at least two tokens")
-    sequences = read_tokens(request.data, request.tokenizer, config, seq_length, parse_count(request.tokens))
+    pair = parse_pair(request.compare, labels)
+    settings = _read_settings(request, sources[0])
     for label, source in zip(labels, sources, strict=True):
-        check_vocabulary(sequences, source.config.model.vocab_size, label, request.data)
+        for sequences in settings:
+            check_vocabulary(sequences, source.config.model.vocab_size, label, request.data)
     check_writable(Path(request.out))
 
-    count, length = len(sequences.samples), sequences.samples.shape[1] - 1
-    print(
-        f"measuring {', '.join(labels)} on {count * length:,} tokens ({sequences.description}) on {device}", flush=True
-    )
-    models = _measure_all(labels, sources, sequences, device)
-    print(console_table(models))
-    chosen = [models[labels.index(label)] for label in pair]
-    comparison = compare(*chosen) if chosen else []
-    drawings = draw_figures(models, figures)
-    page = write_report(Path(request.out), models, drawings, comparison, _about(sequences, device, command))
-    print(f"report: {page}")
+    for sequences in settings:
+        print(f"{sequences.title}: {sequences.num_tokens:,} tokens, {sequences.description}")
+    print(f"measuring {', '.join(labels)}, each beside its untrained null, on {device}", flush=True)
+    sections = []
+    for sequences, models in zip(settings, _measure_all(labels, sources, settings, device), strict=True):
+        print(f"\n{sequences.title}\n{console_table(models)}")
+        comparison = compare(*(models[labels.index(label)] for label in pair)) if pair else []
+        drawings = draw_figures(models, figures, leave_out=_SAME_AT_EVERY_LENGTH if sections else set())
+        sections.append(Section(sequences, models, drawings, comparison))
+    print(f"\nreport: {write_report(Path(request.out), sections, _about(request, device, command))}")
+
+
+def _read_settings(request: AnalysisRequest, first: Source) -> list[TokenSequences]:
+    """The same text in every length and with and without BOS, as asked for."""
+    lengths = parse_lengths(request.seq_length or str(first.config.model.seq_length))
+    begins = {"off": [False], "on": [True], "both": [False, True]}[request.bos]
+    count = parse_count(request.tokens)
+    return [
+        read_tokens(request.data, request.tokenizer, first.config, length, count, bos)
+        for length in lengths
+        for bos in begins
+    ]
 
 
 def _measure_all(
-    labels: list[str], sources: list[Source], sequences: TokenSequences, device: torch.device
-) -> list[MeasuredModel]:
-    models = []
-    with tqdm(total=2 * len(sources) * len(sequences.samples), unit="seq", disable=None) as bar:
+    labels: list[str], sources: list[Source], settings: list[TokenSequences], device: torch.device
+) -> list[list[MeasuredModel]]:
+    """Every model at every setting, [setting][model]; one model is loaded at a time."""
+    measured: list[list[MeasuredModel]] = [[] for _ in settings]
+    total = 2 * len(sources) * sum(sequences.num_tokens for sequences in settings)
+    with tqdm(total=total, unit="tok", unit_scale=True, disable=None) as bar:
+
+        def measure_settings(model: Llama, step: int | None) -> list[Measurement]:
+            return [
+                measure(model, sequences.samples, step, lambda length=sequences.seq_length: bar.update(length))
+                for sequences in settings
+            ]
+
         for label, source in zip(labels, sources, strict=True):
             bar.set_description(label)
             model = load_model(source.config.model, source.folder, device)
-            trained = measure(model, sequences.samples, source.step, bar.update)
-            parameters = sum(parameter.numel() for parameter in model.parameters())
+            details = _details(source, model)
+            trained = measure_settings(model, source.step)
             bar.set_description(f"{label}, untrained")
             model, null_source = untrained_model(source, device)
-            untrained = measure(model, sequences.samples, 0, bar.update)
-            details = _details(source, parameters)
+            untrained = measure_settings(model, 0)
             trajectory = read_trajectory(source)
-            models.append(
-                MeasuredModel(label, trained, untrained, null_source, str(source.folder), details, trajectory)
-            )
-    return models
+            about = (null_source, str(source.folder), details, trajectory)
+            for setting, *pair in zip(measured, trained, untrained, strict=True):
+                setting.append(MeasuredModel(label, *pair, *about))
+    return measured
 
 
 def _labels(request: AnalysisRequest, sources: list[Source]) -> list[str]:
@@ -120,54 +109,24 @@ def _labels(request: AnalysisRequest, sources: list[Source]) -> list[str]:
     return labels
 
 
-def _pair(wanted: str | None, labels: list[str]) -> tuple[str, ...]:
-    """The two labels of --compare, or nothing."""
-    if wanted is None:
-        return ()
-    first, _, second = wanted.partition(":")
-    if first not in labels or second not in labels or first == second:
-        raise UserError(f"--compare {wanted}: give two different labels as A:B; labels are {', '.join(labels)}")
-    return first, second
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"--device {name}: not available here; use auto, cpu or cuda") from None
-    return device
-
-
-def parse_count(text: str) -> int:
-    """`128k` -> 128000, `1M` -> 1000000, `4096` -> 4096; raises UserError otherwise."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", text.strip())
-    if match is None:
-        raise UserError(f"--tokens {text}: give a number, for example 16k or 1M")
-    return round(float(match[1]) * {"": 1, "k": 1000, "m": 1_000_000}[match[2].lower()])
-
-
-def _details(source: Source, parameters: int) -> dict[str, str]:
-    model = source.config.model
-    heads = f"{model.num_attention_heads} query and {model.num_key_value_heads} key-value heads of {model.kv_channels}"
+def _details(source: Source, model: Llama) -> dict[str, str]:
+    config = source.config.model
+    heads = (
+        f"{config.num_attention_heads} query and {config.num_key_value_heads} key-value heads of {config.kv_channels}"
+    )
     return {
         "step": "not stated" if source.step is None else f"{source.step:,}",
-        "parameters": f"{parameters:,}",
-        "shape": f"{model.num_layers} layers, width {model.hidden_size}, {heads}, vocabulary {model.vocab_size:,}",
-        "V-scale": model.v_scale,
+        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        "shape": f"{width}, {heads} of {config.kv_channels}, vocabulary {config.vocab_size:,}",
+        "V-scale": config.v_scale,
     }
 
 
-def _about(sequences: TokenSequences, device: torch.device, command: str) -> dict[str, str]:
-    count, length = sequences.samples.shape[0], sequences.samples.shape[1] - 1
+def _about(request: AnalysisRequest, device: torch.device, command: str) -> dict[str, str]:
     libraries = ("torch", "numpy", "matplotlib")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in libraries)
     return {
-        "tokens": f"{count * length:,} in {count:,} sequences of {length:,}, the same for all models",
-        "data": sequences.description,
-        "data digest": f"SHA-256 {sequences.digest}...",
+        "data": request.data,
         "precision": f"fp32, forward and backward, on {device}",
         "loss": "mean cross entropy over these tokens; gradients are those of this mean",
         "sink position": "0, the first token of each sequence",

@@ -4,71 +4,88 @@ import csv
 import io
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from megasink.analysis.bootstrap import ComparisonRow
 from megasink.analysis.measured import MeasuredModel, Measurement
+from megasink.analysis.section import Section
 from megasink.analysis.summary import PAPER_MODEL, PAPER_ROWS, per_layer, table_rows
+from megasink.analysis.tokens import TokenSequences
+from megasink.stats.report import SinkReport
 
 SCHEMA = "megasink.analysis/1"
 
 
-def metrics_json(models: list[MeasuredModel], comparison: list[ComparisonRow], run: dict[str, Any]) -> str:
-    """Everything measured: `run` (what and how), the table, and every array of every model and its null.
+def metrics_json(sections: list[Section], about: dict[str, str]) -> str:
+    """Everything measured: `about` (what and how), and by setting the table and every array of every model.
 
     NaN and infinity, which JSON cannot hold, become null.
     """
     document = {
         "schema": SCHEMA,
-        "run": run,
-        "table": [asdict(row) for row in table_rows(models)],
-        "comparison": [asdict(row) for row in comparison],
+        "about": about,
         "paper_reference": {"model": PAPER_MODEL, "table": [asdict(row) for row in PAPER_ROWS]},
-        "models": [
+        "settings": [
             {
-                "label": model.label,
-                "source": model.source,
-                "null_source": model.null_source,
-                "details": model.details,
-                "trained": _measurement(model.trained),
-                "untrained": _measurement(model.untrained) if model.untrained is not None else None,
+                **_setting(section.sequences),
+                "data": section.sequences.description,
+                "data_digest": section.sequences.digest,
+                "table": [asdict(row) for row in table_rows(section.models)],
+                "comparison": [asdict(row) for row in section.comparison],
+                "models": [_model(model) for model in section.models],
             }
-            for model in models
+            for section in sections
         ],
     }
-    return json.dumps(_finite(document), indent=1, allow_nan=False) + "\n"
+    return json.dumps(_finite(document), allow_nan=False) + "\n"
 
 
-def layers_csv(models: list[MeasuredModel]) -> str:
-    """One row per model, weights (trained or untrained) and layer."""
+def layers_csv(sections: list[Section]) -> str:
+    """One row per setting, model, weights (trained or untrained) and layer."""
     rows = []
-    for label, weights, report in _all_reports(models):
+    for place, report in _all_reports(sections):
         columns = per_layer(report)
         for layer in range(report.meta["num_layers"]):
             values = {name: repr(float(column[layer])) for name, column in columns.items()}
-            rows.append({"model": label, "weights": weights, "layer": layer} | values)
+            rows.append(place | {"layer": layer} | values)
     return _csv(rows)
 
 
-def heads_csv(models: list[MeasuredModel]) -> str:
-    """One row per model, weights, layer and query head: AS."""
+def heads_csv(sections: list[Section]) -> str:
+    """One row per setting, model, weights, layer and query head: AS."""
     rows = []
-    for label, weights, report in _all_reports(models):
+    for place, report in _all_reports(sections):
         for layer, heads in enumerate(report["attention_sink"]):
             for head, sink in enumerate(heads):
-                place = {"model": label, "weights": weights, "layer": layer, "head": head}
-                rows.append(place | {"attention_sink": repr(float(sink))})
+                rows.append(place | {"layer": layer, "head": head, "attention_sink": repr(float(sink))})
     return _csv(rows)
 
 
-def _all_reports(models: list[MeasuredModel]):
-    for model in models:
-        yield model.label, "trained", model.report
-        if model.null is not None:
-            yield model.label, "untrained", model.null
+def _all_reports(sections: list[Section]) -> Iterator[tuple[dict[str, Any], SinkReport]]:
+    for section in sections:
+        for model in section.models:
+            place = _setting(section.sequences) | {"model": model.label}
+            yield place | {"weights": "trained"}, model.report
+            if model.null is not None:
+                yield place | {"weights": "untrained"}, model.null
+
+
+def _setting(sequences: TokenSequences) -> dict[str, Any]:
+    return {"seq_length": sequences.seq_length, "bos": sequences.bos}
+
+
+def _model(model: MeasuredModel) -> dict[str, Any]:
+    return {
+        "label": model.label,
+        "source": model.source,
+        "null_source": model.null_source,
+        "details": model.details,
+        "trained": _measurement(model.trained),
+        "untrained": _measurement(model.untrained) if model.untrained is not None else None,
+    }
 
 
 def _measurement(measurement: Measurement) -> dict[str, Any]:

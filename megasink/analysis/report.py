@@ -3,69 +3,60 @@
 import base64
 import io
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from megasink.analysis import numbers
-from megasink.analysis.bootstrap import ComparisonRow, Interval
+from megasink.analysis.bootstrap import Interval
 from megasink.analysis.figures import Drawing
 from megasink.analysis.files import write_whole
 from megasink.analysis.measured import MeasuredModel
+from megasink.analysis.section import Section
 from megasink.analysis.style import figure_style
 from megasink.analysis.summary import PAPER_MODEL, PAPER_ROWS, TableRow, table_rows
+from megasink.analysis.tokens import TokenSequences
 
 
-def write_report(
-    folder: Path,
-    models: list[MeasuredModel],
-    drawings: list[Drawing],
-    comparison: list[ComparisonRow],
-    run: dict[str, Any],
-) -> Path:
+def write_report(folder: Path, sections: list[Section], about: dict[str, str]) -> Path:
     """Write report.html, figures/*.png and *.svg, metrics.json, layers.csv and heads.csv; returns the HTML file's path.
 
-    `comparison` is empty or compares two of the models; `run` says what was measured, as name -> text, in the order to
-    show it. The HTML is written last, so it never shows what is not there.
+    `about` says what was measured and how, as name -> text, in the order to show it. With several sections each has a
+    folder of figures. The HTML is written last, so it never shows what is not there.
     """
-    pictures = []
-    for drawing in drawings:
-        png = _render(drawing, "png")
-        write_whole(folder / "figures" / f"{drawing.slug}.png", png)
-        write_whole(folder / "figures" / f"{drawing.slug}.svg", _render(drawing, "svg"))
-        pictures.append((drawing, base64.b64encode(png).decode()))
-    write_whole(folder / "metrics.json", numbers.metrics_json(models, comparison, run))
-    write_whole(folder / "layers.csv", numbers.layers_csv(models))
-    write_whole(folder / "heads.csv", numbers.heads_csv(models))
+    pictures = {}
+    for section in sections:
+        place = folder / "figures" / (_slug(section.sequences) if len(sections) > 1 else "")
+        for drawing in section.drawings:
+            png = _render(drawing, "png")
+            write_whole(place / f"{drawing.slug}.png", png)
+            write_whole(place / f"{drawing.slug}.svg", _render(drawing, "svg"))
+            pictures[id(drawing)] = base64.b64encode(png).decode()
+    write_whole(folder / "metrics.json", numbers.metrics_json(sections, about))
+    write_whole(folder / "layers.csv", numbers.layers_csv(sections))
+    write_whole(folder / "heads.csv", numbers.heads_csv(sections))
     page = folder / "report.html"
-    write_whole(page, _html(models, pictures, comparison, run))
+    write_whole(page, _html(sections, pictures, about))
     return page
 
 
-def _html(
-    models: list[MeasuredModel],
-    pictures: list[tuple[Drawing, str]],
-    comparison: list[ComparisonRow],
-    run: dict[str, Any],
-) -> str:
+def _html(sections: list[Section], pictures: dict[int, str], about: dict[str, str]) -> str:
     environment = Environment(loader=PackageLoader("megasink.analysis"), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {
-        "number": format_number,
-        "loss": _loss,
-        "mean_max": _mean_and_max,
-        "ratio": _ratio,
-        "interval": _interval,
-    }
+    environment.filters |= {"number": format_number, "loss": _loss, "mean_max": _mean_and_max}
+    environment.filters |= {"ratio": _ratio, "interval": _interval, "rows": table_rows}
+    environment.filters |= {"picture": lambda drawing: pictures[id(drawing)]}
+    models = sections[0].models
     return environment.get_template("report.html.j2").render(
         title="Sink report: " + ", ".join(model.label for model in models),
         models=models,
-        rows=table_rows(models),
+        sections=sections,
         paper_model=PAPER_MODEL,
         paper_rows=PAPER_ROWS,
-        pictures=pictures,
-        comparison=comparison,
-        run=run,
+        about=about,
     )
+
+
+def _slug(sequences: TokenSequences) -> str:
+    return f"length_{sequences.seq_length}{'_bos' if sequences.bos else ''}"
 
 
 def _render(drawing: Drawing, suffix: str) -> bytes:
@@ -89,7 +80,7 @@ def _mean_and_max(pair: tuple[float, float]) -> str:
 
 
 def _interval(interval: Interval) -> str:
-    value, low, high = (format_number(number, 4) for number in (interval.value, interval.low, interval.high))
+    value, low, high = (format_number(number) for number in (interval.value, interval.low, interval.high))
     return f"{value} [{low}, {high}]"
 
 
@@ -105,9 +96,8 @@ def console_table(models: list[MeasuredModel]) -> str:
     header = ("model", "valid loss", "AS", "x_out t0", "t0/early", "MLP t0", "R_GS(0)")
     lines = [header, *(_cells(row) for row in (*table_rows(models), *PAPER_ROWS))]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def _cells(row: TableRow) -> tuple[str, ...]:

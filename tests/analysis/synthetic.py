@@ -2,7 +2,11 @@
 
 import numpy as np
 
+from megasink.analysis.bootstrap import compare
+from megasink.analysis.figures import draw_figures
 from megasink.analysis.measured import MeasuredModel, Measurement
+from megasink.analysis.section import Section
+from megasink.analysis.tokens import TokenSequences
 from megasink.stats.report import SinkReport
 
 
@@ -99,3 +103,13 @@ def models(**shape) -> list[MeasuredModel]:
             )
         )
     return pair
+
+
+def sections(made: list[MeasuredModel], seq_lengths: tuple[int, ...] = (256,)) -> list[Section]:
+    """All figures of `made`, once per length."""
+    return [
+        Section(
+            TokenSequences(np.zeros((8, length + 1), np.int64), "made up"), made, draw_figures(made), compare(*made)
+        )
+        for length in seq_lengths
+    ]

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
-from megasink.analysis.analyze import AnalysisRequest, analyze, parse_count
+from megasink.analysis.analyze import analyze
+from megasink.analysis.request import AnalysisRequest, parse_count
 from megasink.analysis.source import find_source, untrained_model
+from megasink.analysis.tokens import read_tokens
 from megasink.errors import UserError
 from tests.analysis import synthetic
 from tests.analysis.runs import write_run, write_shards
@@ -68,10 +71,11 @@ def test_command_writes_the_report(made, tmp_path):
     assert "http" not in page.replace("http://www.w3.org", "")
     numbers = json.loads((out / "metrics.json").read_text())
     assert numbers["schema"] == "megasink.analysis/1"
-    base, vscale = numbers["models"]
+    (setting,) = numbers["settings"]
+    base, vscale = setting["models"]
     assert base["trained"]["meta"]["step"] == 20 and base["untrained"]["meta"]["step"] == 0
     assert "untrained weights in" in base["null_source"] and "seed 3" in vscale["null_source"]
-    assert numbers["comparison"][0]["name"] == "valid loss"
+    assert setting["comparison"][0]["name"] == "valid loss"
     with open(out / "layers.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 3
@@ -108,20 +112,54 @@ def test_trajectory_is_drawn_from_the_runs_reports(made, copied, tmp_path):
     assert (tmp_path / "out" / "figures" / "trajectories.png").is_file()
 
 
+def make_tokenizer(folder: Path) -> str:
+    """A SentencePiece model of few entries, and the text it was trained on beside it."""
+    (folder / "text.txt").write_text("the cat sat on the mat and looked at the rat. " * 60)
+    options = dict(vocab_size=40, hard_vocab_limit=False, minloglevel=2)
+    prefix = str(folder / "spm")
+    sentencepiece.SentencePieceTrainer.train(input=str(folder / "text.txt"), model_prefix=prefix, **options)
+    return f"{prefix}.model"
+
+
 def test_text_is_tokenized_with_the_named_tokenizer(made, tmp_path):
-    sentencepiece = pytest.importorskip("sentencepiece")
+    tokenizer = make_tokenizer(tmp_path)
     text = tmp_path / "text.txt"
-    text.write_text("the cat sat on the mat and looked at the rat. " * 60)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(tmp_path / "spm"), vocab_size=40, hard_vocab_limit=False, minloglevel=2
-    )
-    options = dict(data=str(text), tokenizer=str(tmp_path / "spm.model"), out=str(tmp_path / "out"))
+    options = dict(data=str(text), tokenizer=tokenizer, out=str(tmp_path / "out"))
     analyze(request_for(made, made / "base", **options), "")
-    described = json.loads((tmp_path / "out" / "metrics.json").read_text())["run"]["data"]
+    described = json.loads((tmp_path / "out" / "metrics.json").read_text())["settings"][0]["data"]
     assert "text.txt" in described and "spm.model" in described
-    options["seq_length"] = 10_000
+    options["seq_length"] = "10000"
     assert "too few for one sequence" in error_of(request_for(made, made / "base", tokens="20k", **options))
     assert "names no tokenizer" in error_of(request_for(made, made / "base", data=str(text)))
+
+
+def test_several_lengths_with_and_without_bos(made, tmp_path):
+    out = tmp_path / "out"
+    tokenizer = make_tokenizer(tmp_path)
+    options = dict(seq_length="8,16", bos="both", tokenizer=tokenizer, out=str(out), figures="6,13,steps")
+    analyze(request_for(made, made / "vscale", **options), "")
+    settings = json.loads((out / "metrics.json").read_text())["settings"]
+    assert [(setting["seq_length"], setting["bos"]) for setting in settings] == [
+        (8, False),
+        (8, True),
+        (16, False),
+        (16, True),
+    ]
+    folders = {path.name: sorted(file.name for file in path.glob("*.png")) for path in (out / "figures").iterdir()}
+    theta = "figure13_theta.png"  # the same at every length, so drawn once
+    assert [name for name, files in folders.items() if theta in files] == ["length_8"]
+    assert len(folders) == 4
+
+
+def test_bos_is_put_before_the_text(made, tmp_path):
+    source = find_source(made / "base")
+    tokenizer = make_tokenizer(tmp_path)
+    bare, with_bos = (
+        read_tokens(str(made / "text"), tokenizer, source.config, length, 160, bos)
+        for length, bos in ((15, False), (16, True))
+    )
+    assert (with_bos.samples[:, 0] == 1).all()  # SentencePiece's BOS
+    np.testing.assert_array_equal(with_bos.samples[:, 1:], bare.samples)
 
 
 class TestRefusals:
@@ -178,7 +216,7 @@ class TestRefusals:
 
     def test_text_shorter_than_the_sequence(self, made, tmp_path):
         shards = write_shards(tmp_path / "short", 91, documents=1)
-        assert "too few" in error_of(request_for(made, made / "base", data=shards, seq_length=100))
+        assert "too few" in error_of(request_for(made, made / "base", data=shards, seq_length="100"))
 
     @pytest.mark.parametrize(
         ("changes", "words"),
@@ -189,7 +227,10 @@ class TestRefusals:
             ({"figures": "6,99"}, "no such figure"),
             ({"tokens": "many"}, "give a number"),
             ({"tokens": "10"}, "less than one sequence"),
-            ({"seq_length": 1}, "at least two tokens"),
+            ({"seq_length": "8,x"}, "give one length or several"),
+            ({"seq_length": "8,8"}, "named twice"),
+            ({"bos": "on"}, "no BOS is known"),
+            ({"seq_length": "1"}, "at least two tokens"),
             ({"sink_pos": 3}, "only position 0"),
             ({"device": "cuda:99"}, "not available"),
             ({"device": "toaster"}, "not available"),

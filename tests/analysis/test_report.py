@@ -79,7 +79,7 @@ def test_uniform_attention_null():
 def test_labels_are_escaped(tmp_path):
     models = synthetic.models()
     models[0].label = "<script>alert(1)</script>"
-    page = write_report(tmp_path, models, [], compare(*models), {"command": "a & b"})
+    page = write_report(tmp_path, synthetic.sections(models), {"command": "a & b"})
     text = page.read_text()
     assert "<script>alert" not in text and "a &amp; b" in text
 
@@ -87,9 +87,9 @@ def test_labels_are_escaped(tmp_path):
 def test_json_holds_no_nan(tmp_path):
     models = synthetic.models()
     models[0].report["gradient_sink_ratio"][0, 0] = np.nan
-    write_report(tmp_path, models, [], [], {})
+    write_report(tmp_path, synthetic.sections(models), {})
     stored = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
-    assert stored["models"][0]["trained"]["arrays"]["gradient_sink_ratio"][0][0] is None
+    assert stored["settings"][0]["models"][0]["trained"]["arrays"]["gradient_sink_ratio"][0][0] is None
 
 
 def test_numbers_are_short():
@@ -117,3 +117,10 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
         interval = compare(*models)[0].first
         hits += interval.low < 3.0 < interval.high
     assert 86 <= hits <= 99
+
+
+def test_sections_keep_their_pictures_apart(tmp_path):
+    page = write_report(tmp_path, synthetic.sections(synthetic.models(), (64, 256)), {}).read_text()
+    for length in (64, 256):
+        assert f"Sequences of {length} tokens" in page
+        assert (tmp_path / "figures" / f"length_{length}" / "figure06_gradient_sinks.png").is_file()

@@ -1,5 +1,7 @@
 """One module per figure; each has `draw(models)`, which returns a Drawing, or None where it does not apply."""
 
+from collections.abc import Collection
+
 from megasink.analysis import style
 from megasink.analysis.figures import (
     gradient_sinks,
@@ -33,10 +35,13 @@ def check_figure_names(wanted: list[str]) -> None:
             raise UserError(f"--figures {name}: there is no such figure; choose from {','.join(FIGURES)}")
 
 
-def draw_figures(models: list[MeasuredModel], wanted: list[str] | None = None) -> list[Drawing]:
+def draw_figures(
+    models: list[MeasuredModel], wanted: list[str] | None = None, leave_out: Collection[str] = ()
+) -> list[Drawing]:
     """Draw the figures named in `wanted` (all by default) that apply to `models`, in the order of the report."""
+    chosen = [draw for name, draw in FIGURES.items() if (wanted is None or name in wanted) and name not in leave_out]
     with style.figure_style():
-        drawings = [draw(models) for name, draw in FIGURES.items() if wanted is None or name in wanted]
+        drawings = [draw(models) for draw in chosen]
     return [drawing for drawing in drawings if drawing is not None]
 
 

@@ -1,0 +1,19 @@
+"""What a report shows together: the models at one setting."""
+
+from dataclasses import dataclass
+
+from megasink.analysis.bootstrap import ComparisonRow
+from megasink.analysis.figures import Drawing
+from megasink.analysis.measured import MeasuredModel
+from megasink.analysis.tokens import TokenSequences
+
+
+@dataclass
+class Section:
+    """What was found at one setting: a sequence length, with or without BOS."""
+
+    sequences: TokenSequences
+    models: list[MeasuredModel]
+    drawings: list[Drawing]
+    comparison: list[ComparisonRow]
+    """Empty, or two of the models compared."""
