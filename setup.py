@@ -11,7 +11,9 @@ setup(
     packages=find_packages(include=["megasink", "megasink.*"]),
     package_data={"megasink.analysis": ["templates/*.j2"]},
     install_requires=[
+        "datasets>=3.0",
         "deepspeed>=0.19.8",
+        "gigatoken>=0.10",
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2.0",
