@@ -20,19 +20,24 @@ DECIDED_BY_RUN = (
 )
 
 
-def deepspeed_config(config: RunConfig, data_parallel_size: int) -> dict:
+def deepspeed_config(config: RunConfig, replicas: int) -> dict:
     """Read the file and fill in batch sizes, precision and clipping.
+
+    Args:
+        replicas: data x context parallel ranks, DeepSpeed's data parallelism.
 
     Raises:
         UserError: unreadable file, or one that sets what the run's flags decide.
     """
-    training = config.training
+    training, context = config.training, config.parallel.context_parallel_size
     merged = _read(config)
     merged |= {
-        "train_batch_size": training.global_batch_size,
+        # DeepSpeed counts a sequence once for each context-parallel rank that holds a part of it
+        "train_batch_size": training.global_batch_size * context,
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
-        "gradient_accumulation_steps": training.global_batch_size // (training.micro_batch_size * data_parallel_size),
-        "gradient_clipping": config.optimizer.clip_grad,
+        "gradient_accumulation_steps": training.global_batch_size * context // (training.micro_batch_size * replicas),
+        # without ZeRO megasink.train.clipping does it
+        "gradient_clipping": config.optimizer.clip_grad if config.parallel.zero_stage > 0 else 0.0,
         "steps_per_print": None,
         # an optimizer of torch under ZeRO is what we want, not an accident
         "zero_allow_untested_optimizer": True,

@@ -86,6 +86,8 @@ class ParallelConfig:
     """Pipeline stages."""
     pipeline_split: str | None = None
     """Transformer blocks of each stage, for example 5,6,5; default: balanced by parameters."""
+    context_parallel_size: int = 1
+    """Ranks that share each sequence."""
     sequence_parallel: bool = False
     """Shard norms and the residual stream along the sequence over the tensor-parallel ranks."""
     zero_stage: int = 1
@@ -94,6 +96,10 @@ class ParallelConfig:
     """JSON file of DeepSpeed settings; default: ds_configs/zero<stage>.json of the repository."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: cheap ones (selective) or whole blocks (full)."""
+
+    def split_blocks(self) -> list[int]:
+        """--pipeline-split as numbers. Raises ValueError if they are none."""
+        return [int(part) for part in self.pipeline_split.split(",")]
 
 
 @dataclass

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from megasink.config import ModelConfig
+from megasink.config import ModelConfig, ParallelConfig
 from megasink.model.block import Block, States, join_states, split_states
 from megasink.model.norm import RMSNorm
 from megasink.parallel.cross_entropy import vocab_parallel_cross_entropy
 from megasink.parallel.layers import VocabParallelEmbedding, enter_tensor_parallel
 from megasink.parallel.layout import ParallelLayout
+from megasink.parallel.pipeline import balanced_blocks
 from megasink.parallel.shard import normal_
 
 TIED_EMBEDDING = "embed"
@@ -72,6 +73,18 @@ def llama_layers(config: ModelConfig, layout: ParallelLayout, seed: int | None =
     else:
         output = Layer(Embedding, embedding.arguments, tied, project_to_vocabulary)
     return [embedding, *blocks, norm, output]
+
+
+def stage_blocks(config: ModelConfig, parallel: ParallelConfig) -> list[int]:
+    """Blocks of each pipeline stage: as --pipeline-split says, otherwise balanced by parameters."""
+    if parallel.pipeline_split is not None:
+        return parallel.split_blocks()
+    heads, groups, hidden = config.num_attention_heads, config.num_key_value_heads, config.hidden_size
+    block = hidden * (config.kv_channels * 2 * (heads + groups) + 3 * config.ffn_hidden_size + 2)
+    embedding = hidden * config.padded_vocab_size
+    return balanced_blocks(
+        config.num_layers, parallel.pipeline_model_parallel_size, block, before=embedding, after=hidden + embedding
+    )
 
 
 def parameter_prefixes(config: ModelConfig) -> dict[str, str]:

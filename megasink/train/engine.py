@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import deepspeed
 import torch
@@ -13,13 +14,27 @@ from torch import Tensor, nn
 from megasink.checkpoint.weights import load_weights
 from megasink.config import RunConfig
 from megasink.config.deepspeed import deepspeed_config
-from megasink.model.llama import Layer, Llama, blocks_of, llama_layers, token_losses
+from megasink.model.llama import Layer, Llama, blocks_of, llama_layers, stage_blocks, token_losses
 from megasink.parallel.layout import ParallelLayout
+from megasink.parallel.pipeline import layer_bounds
+from megasink.train.clipping import GradientClip
 from megasink.train.distributed import quiet_stdout
 from megasink.train.optimizer import build_optimizer
 
-Batch = Sequence[tuple[Tensor, Tensor]]
-"""One rank's micro-batches: (tokens, labels), int64 [B, T] each, on the CPU."""
+
+class MicroBatch(NamedTuple):
+    """Whole sequences on the CPU, the same on every rank of a data-parallel rank."""
+
+    tokens: Tensor
+    """int64 [B, T]."""
+    labels: Tensor
+    """int64 [B, T], -100 where a token does not count."""
+    document_ids: Tensor | None = None
+    """int32 [B, T], where packed documents are kept apart."""
+
+
+Batch = Sequence[MicroBatch | tuple[Tensor, Tensor]]
+"""One data-parallel rank's micro-batches."""
 
 
 class TrainEngine:
@@ -32,18 +47,21 @@ class TrainEngine:
         self.layout = layout
         self.device = device
         self.pipelined = config.parallel.zero_stage <= 1
-        topology = PipeModelDataParallelTopology(layout.pipeline.size, layout.tensor.size, layout.data.size)
+        topology = PipeModelDataParallelTopology(layout.pipeline.size, layout.tensor.size, layout.replica.size)
         with quiet_stdout():
             self.model = self._build_model(topology)
             if initial_weights is not None:
                 load_weights(self.model, config.model, initial_weights)
-            if config.training.compile and device.type == "cuda":
-                for block in blocks_of(self.model):
-                    block.compile()
+            for block in blocks_of(self.model):
+                block.prepare(config.parallel.recompute, compile=config.training.compile and device.type == "cuda")
+            optimizer = build_optimizer(self.model, config.optimizer)
+            self.clip = None
+            if config.parallel.zero_stage == 0:
+                self.clip = GradientClip(optimizer, config.optimizer.clip_grad, layout)
             self.engine, *_ = deepspeed.initialize(
                 model=self.model,
-                optimizer=build_optimizer(self.model, config.optimizer),
-                config=deepspeed_config(config, layout.data.size),
+                optimizer=optimizer,
+                config=deepspeed_config(config, layout.replica.size),
                 mpu=None if self.pipelined else PipelineParallelGrid(topology, dist.group.WORLD),
                 dist_init_required=False,
             )
@@ -51,17 +69,17 @@ class TrainEngine:
     @property
     def gradient_scale(self) -> float:
         """What activation gradients of train_batch are multiplied with to be those of the whole batch's loss."""
-        return 1.0 / self.layout.data.size
+        return 1.0 / self.layout.replica.size
 
     def train_batch(self, batch: Batch) -> Tensor:
         """Forward, backward and optimizer step; the loss of the whole global batch, fp32 on the device."""
         weighted = self._weigh(batch)
         if self.pipelined:
-            return self.engine.train_batch(weighted)
+            return self.engine.train_batch(_one_input(weighted))
         total = torch.zeros((), device=self.device)
         self.engine.train()
-        for tokens, targets in weighted:
-            loss = self._loss(self.engine(tokens), targets)
+        for inputs, targets in weighted:
+            loss = self._loss(self.engine(*inputs), targets)
             self.engine.backward(loss)
             self.engine.step()
             total += loss.detach()
@@ -71,12 +89,12 @@ class TrainEngine:
         """The loss of a global batch without training on it."""
         weighted = self._weigh(batch)
         if self.pipelined:
-            return self.engine.eval_batch(weighted, num_micro_batches=len(batch))
+            return self.engine.eval_batch(_one_input(weighted), num_micro_batches=len(batch))
         total = torch.zeros((), device=self.device)
         self.engine.eval()
         with torch.no_grad():
-            for tokens, targets in weighted:
-                total += self._loss(self.engine(tokens), targets)
+            for inputs, targets in weighted:
+                total += self._loss(self.engine(*inputs), targets)
         return self._mean_over_batch(total, len(batch))
 
     def set_learning_rate(self, lr: float) -> None:
@@ -86,22 +104,36 @@ class TrainEngine:
 
     def gradient_norm(self) -> float | Tensor | None:
         """Global norm of the last step's gradients, before clipping."""
-        return self.engine.get_global_grad_norm()
+        return self.engine.get_global_grad_norm() if self.clip is None else self.clip.norm
 
-    def _weigh(self, batch: Batch) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
-        """Add the factor that makes DeepSpeed's mean over micro-batches and ranks the loss over all valid tokens."""
-        valid = torch.stack([(labels != -100).sum() for _, labels in batch]).sum().to(self.device, torch.float32)
-        if self.layout.data.size > 1:
-            dist.all_reduce(valid, group=self.layout.data.group)
-        weight = len(batch) * self.layout.data.size / valid
-        for tokens, labels in batch:
-            tokens = tokens.to(self.device, non_blocking=True)
-            yield tokens, (labels.to(self.device, non_blocking=True), weight)
+    def _weigh(self, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]]:
+        """Inputs and targets of each micro-batch, on the device: this rank's part of each sequence.
+
+        The targets' second entry is the factor that makes DeepSpeed's mean over micro-batches and replicas the loss
+        over all valid tokens of the global batch.
+        """
+        replicas = self.layout.replica
+        micro_batches = [MicroBatch(*entry) for entry in batch]
+        valid = torch.stack([(self._own_part(entry.labels) != -100).sum() for entry in micro_batches]).sum()
+        valid = valid.to(self.device, torch.float32)
+        if replicas.size > 1:
+            dist.all_reduce(valid, group=replicas.group)
+        weight = len(batch) * replicas.size / valid
+        for tokens, labels, document_ids in micro_batches:
+            inputs = [self._own_part(tokens)] + ([] if document_ids is None else [document_ids])
+            inputs = tuple(tensor.to(self.device, non_blocking=True) for tensor in inputs)
+            yield inputs, (self._own_part(labels).to(self.device, non_blocking=True), weight)
+
+    def _own_part(self, sequences: Tensor) -> Tensor:
+        """[B, T] -> [B, T / context-parallel ranks]."""
+        context = self.layout.context
+        return sequences.chunk(context.size, dim=1)[context.rank].contiguous()
 
     def _mean_over_batch(self, total: Tensor, micro_batches: int) -> Tensor:
-        if self.layout.data.size > 1:
-            dist.all_reduce(total, group=self.layout.data.group)
-        return total / (micro_batches * self.layout.data.size)
+        replicas = self.layout.replica
+        if replicas.size > 1:
+            dist.all_reduce(total, group=replicas.group)
+        return total / (micro_batches * replicas.size)
 
     def _loss(self, logits: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
         labels, weight = targets
@@ -112,7 +144,26 @@ class TrainEngine:
         if not self.pipelined:
             return Llama(model, self.layout, seed).to(self.device)
         specs = [_layer_spec(layer) for layer in llama_layers(model, self.layout, seed)]
-        return PipelineModule(specs, topology=topology, loss_fn=self._loss)
+        bounds = layer_bounds(stage_blocks(model, self.config.parallel))
+        return _Stage(bounds, specs, topology=topology, loss_fn=self._loss)
+
+
+def _one_input(weighted: Iterator[tuple[tuple[Tensor, ...], tuple]]) -> Iterator[tuple[Tensor | tuple, tuple]]:
+    """A pipeline's layers take one argument: tokens, or (tokens, document ids)."""
+    for inputs, targets in weighted:
+        yield inputs if len(inputs) > 1 else inputs[0], targets
+
+
+class _Stage(PipelineModule):
+    """This rank's stage of the layers, cut where we say: DeepSpeed has no option for it."""
+
+    def __init__(self, bounds: list[int], *args, **kwargs):
+        self.parts = bounds
+        super().__init__(*args, **kwargs)
+
+    def _partition_layers(self, method: str = "uniform") -> None:
+        stage = self._topo.get_coord(self.global_rank).pipe
+        self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])
 
 
 def _layer_spec(layer: Layer) -> LayerSpec:
