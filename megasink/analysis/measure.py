@@ -7,10 +7,10 @@ import torch
 
 from megasink.analysis.measured import Measurement
 from megasink.model.llama import Llama, blocks_of, token_losses
+from megasink.stats.measures import ratios_of_means
 from megasink.stats.recorder import SinkRecorder
 from megasink.stats.report import SinkReport
 
-_PER_SEQUENCE_RATIOS = ("gradient_sink_ratio", "gradient_sink_ratio_early")
 _SAME_FOR_ALL = ("position_start", "position_end", "theta", "v_scale_c")
 
 
@@ -51,10 +51,15 @@ def _mean_report(reports: list[SinkReport]) -> SinkReport:
         each = [report[name] for report in reports]
         if name in _SAME_FOR_ALL:
             arrays[name] = first
-        elif name in _PER_SEQUENCE_RATIOS:
+        elif name.startswith("gradient_sink_"):  # one figure per sequence
             arrays[name] = np.concatenate(each, axis=1)
+        elif name.endswith("_max"):
+            arrays[name] = np.max(each, axis=0)
+        elif name == "position_count":
+            arrays[name] = np.sum(each, axis=0)
         else:
             arrays[name] = np.mean(each, axis=0)
+    arrays |= ratios_of_means(arrays)
     count = len(reports)
     meta = reports[0].meta | {"sequences": count, "tokens": count * reports[0].meta["seq_length"]}
     return SinkReport(meta, arrays)

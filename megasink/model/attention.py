@@ -1,14 +1,20 @@
 """Causal self-attention with grouped key-value heads, RoPE and V-scale, split over heads."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from megasink.config import ModelConfig
+from megasink.model.attention_patterns import attention_sink, head_patterns
 from megasink.model.documents import Boundaries, document_attention
 from megasink.model.rope import apply_rotary
-from megasink.model.taps import BlockTaps, sum_of_squares, tap_gradient, tap_shared_gradient, tap_value
+from megasink.model.taps import (
+    BlockTaps,
+    split_paths,
+    sum_of_squares,
+    tap_gradient,
+    tap_shared_gradient,
+    tap_value,
+)
 from megasink.model.v_scale import VScale
 from megasink.parallel.layers import (
     ColumnParallelLinear,
@@ -51,16 +57,16 @@ class Attention(nn.Module):
         self, hidden_states: Tensor, cos: Tensor, sin: Tensor, boundaries: Boundaries | None, taps: BlockTaps | None
     ) -> Tensor:
         """hidden_states [B, T (or its local share), H] -> the same shape; cos, sin [T, D] or [B, T, D]."""
-        hidden_states = enter_tensor_parallel(hidden_states, self.layout)
-        query, key, value = (
-            states.unflatten(-1, (-1, self.head_dim))
-            for states in fused_column_parallel(hidden_states, [self.q_proj, self.k_proj, self.v_proj])
-        )
-        if taps is not None:
-            value = self._tap_value_gradient(value, taps.value_grad)
-            value = tap_value(value, taps.value, sum_of_squares(value))
+        taps = taps or BlockTaps()
+        query, key, value = self._project(hidden_states, taps)
+        query = tap_gradient(query, taps.query_grad)
+        key = self._tap_key_value(key, taps.key_grad)
+        value = self._tap_key_value(value, taps.value_grad)
+        value = tap_value(value, taps.value, sum_of_squares, value)
         if self.v_scale is not None:
             value = self.v_scale(value)
+        value = self._tap_key_value(value, taps.value_hat_grad)
+        value = tap_value(value, taps.value_hat, sum_of_squares, value)
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
 
         query, key, value = (states.transpose(1, 2) for states in (query, key, value))
@@ -71,17 +77,28 @@ class Attention(nn.Module):
             context, log_sum_exp = causal_attention(query, key, value)
         else:
             context, log_sum_exp = document_attention(query, key, value, boundaries)
-        if taps is not None:
-            first_token = None if boundaries is None else boundaries.first_token
-            sink = attention_to_first(query, key, log_sum_exp, first_token)
-            context = tap_value(context, taps.attention_sink, sink)
+        first_token = None if boundaries is None else boundaries.first_token
+        context = tap_attention(context, query, key, value, log_sum_exp, first_token, taps)
         return self.o_proj(context.transpose(1, 2).flatten(2))
 
-    def _tap_value_gradient(self, value: Tensor, leaf: Tensor) -> Tensor:
+    def _project(self, hidden_states: Tensor, taps: BlockTaps) -> tuple[Tensor, ...]:
+        """[B, T (or its local share), H] -> query, key, value [B, T, heads of this rank, D]."""
+        projections = [self.q_proj, self.k_proj, self.v_proj]
+        if taps.attention_paths is None:
+            states = fused_column_parallel(enter_tensor_parallel(hidden_states, self.layout), projections)
+        else:  # apart, so that each path's gradient is whole where the three meet
+            paths = split_paths(hidden_states, taps.attention_paths)
+            states = tuple(
+                projection(enter_tensor_parallel(path, self.layout))
+                for projection, path in zip(projections, paths, strict=True)
+            )
+        return tuple(part.unflatten(-1, (-1, self.head_dim)) for part in states)
+
+    def _tap_key_value(self, states: Tensor, leaf: Tensor | None) -> Tensor:
         if self.key_value_heads is None:
-            return tap_gradient(value, leaf)
+            return tap_gradient(states, leaf)
         head, count = self.key_value_heads.start, self.k_proj.weight.shape[0] // self.head_dim
-        return tap_shared_gradient(value, leaf, self.layout.tensor, head, count)
+        return tap_shared_gradient(states, leaf, self.layout.tensor, head, count)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,19 +123,20 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor,
     return context, log_sum_exp[..., : query.shape[-2]]
 
 
-def attention_to_first(query: Tensor, key: Tensor, log_sum_exp: Tensor, first_token: Tensor | None = None) -> Tensor:
-    """AS per sequence and head, [B, heads]: mean over queries i > 0 of A_{i,0} = exp(q_i.k_0 / sqrt(D) - lse_i).
-
-    With `first_token` int64 [B, T], key 0 is the first token of the query's document, and the mean is over all queries
-    but those first tokens.
-    """
-    wide = log_sum_exp.dtype
-    query, key = query.detach(), key.detach()
-    if first_token is None:
-        scores = (query @ key[:, :, :1].transpose(-1, -2)).squeeze(-1).to(wide)
-        return (scores / math.sqrt(query.shape[-1]) - log_sum_exp)[..., 1:].exp().mean(dim=-1)
-    index = first_token[:, None, :, None].expand_as(key)
-    scores = (query * key.gather(2, index)).sum(dim=-1).to(wide)
-    counts = (first_token != torch.arange(first_token.shape[1], device=key.device))[:, None]
-    attention = (scores / math.sqrt(query.shape[-1]) - log_sum_exp).exp()
-    return (attention * counts).sum(dim=-1) / counts.sum(dim=-1)
+def tap_attention(
+    context: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value_hat: Tensor,
+    log_sum_exp: Tensor,
+    first_token: Tensor | None,
+    taps: BlockTaps,
+) -> Tensor:
+    """Take the statistics of attention, context [B, heads, T, D] being what carries them."""
+    context = tap_value(context, taps.attention_sink, attention_sink, query, key, log_sum_exp, first_token)
+    context = tap_value(context, taps.attention_lse_max, torch.amax, log_sum_exp, -1)
+    if taps.attention_heads is not None:
+        figures, entropy = head_patterns(query, key, value_hat, log_sum_exp, first_token)
+        context = tap_value(context, taps.attention_heads, lambda: figures)
+        context = tap_value(context, taps.attention_entropy, lambda: entropy)
+    return context

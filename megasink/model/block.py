@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from megasink.config import ModelConfig
+from megasink.model.activation_statistics import activation_moments, activation_order
 from megasink.model.attention import Attention
 from megasink.model.documents import Boundaries, find_boundaries, positions_in_document
 from megasink.model.mlp import MLP
@@ -11,7 +12,7 @@ from megasink.model.norm import RMSNorm
 from megasink.model.recompute import Recomputation, recomputed
 from megasink.model.rope import rotary_tables
 from megasink.model.taps import BlockTaps, sum_of_squares, tap_gradient, tap_value
-from megasink.parallel.layout import ParallelLayout
+from megasink.parallel.layout import Axis, ParallelLayout
 from megasink.parallel.shard import normal_
 
 States = Tensor | tuple[Tensor, Tensor]
@@ -30,8 +31,8 @@ def join_states(hidden_states: Tensor, document_ids: Tensor | None) -> States:
 class Block(nn.Module):
     """h -> h + attention(norm(h)) -> + mlp(norm(.)). Weights are drawn from (seed, layer) unless `seed` is None.
 
-    `recorder`, when set, is asked at each forward pass with gradients for taps: `recorder.open(block, hidden_states)`
-    returns BlockTaps or None.
+    `recorder`, when set, is asked at each forward pass with gradients for taps: `recorder.open(layer_index,
+    hidden_states)` returns BlockTaps or None.
     """
 
     def __init__(self, config: ModelConfig, layout: ParallelLayout, layer_index: int, seed: int | None = None):
@@ -65,7 +66,8 @@ class Block(nn.Module):
                 boundaries = find_boundaries(document_ids)
         taps = None
         if self.recorder is not None and torch.is_grad_enabled():
-            taps = self.recorder.open(self, hidden_states)
+            first_token = None if boundaries is None else boundaries.first_token
+            taps = self.recorder.open(self.layer_index, hidden_states, first_token)
         return join_states(self.run(hidden_states, cos, sin, boundaries, taps), document_ids)
 
     def prepare(self, recompute: Recomputation = "none", compile: bool = False) -> None:
@@ -77,16 +79,26 @@ class Block(nn.Module):
     def transform(
         self, hidden_states: Tensor, cos: Tensor, sin: Tensor, boundaries: Boundaries | None, taps: BlockTaps | None
     ) -> Tensor:
-        """The block's equations."""
-        attention_input = self.input_layernorm(hidden_states)
-        if taps is not None:
-            # complete here: below the norm, above the tensor-parallel region whose backward sums over the ranks
-            attention_input = tap_gradient(attention_input, taps.attention_norm_grad)
+        """The block's equations, with the places where statistics are taken."""
+        taps = taps or BlockTaps()
+        shared = self.layout.tensor if self.layout.sequence_parallel else Axis()
+        # at the entry, before the branch leaves the residual stream
+        hidden_states = tap_gradient(hidden_states, taps.block_input_grad)
+        hidden_states = tap_value(hidden_states, taps.block_input, sum_of_squares, hidden_states)
+
+        attention_input = self.input_layernorm(tap_gradient(hidden_states, taps.attention_norm_input_grad))
+        # complete here: below the norm, above the tensor-parallel region whose backward sums over the ranks
+        attention_input = tap_gradient(attention_input, taps.attention_norm_grad)
         hidden_states = hidden_states + self.self_attn(attention_input, cos, sin, boundaries, taps)
-        mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
-        if taps is not None:
-            mlp_output = tap_value(mlp_output, taps.mlp_output, sum_of_squares(mlp_output))
-        hidden_states = hidden_states + mlp_output
-        if taps is not None:
-            hidden_states = tap_value(hidden_states, taps.block_output, sum_of_squares(hidden_states))
-        return hidden_states
+        hidden_states = tap_gradient(hidden_states, taps.middle_grad)
+        hidden_states = tap_value(hidden_states, taps.middle, sum_of_squares, hidden_states)
+
+        mlp_input = self.post_attention_layernorm(tap_gradient(hidden_states, taps.mlp_norm_input_grad))
+        mlp_output = self.mlp(tap_gradient(mlp_input, taps.mlp_norm_grad))
+        mlp_output = tap_value(mlp_output, taps.mlp_output, sum_of_squares, mlp_output)
+        mlp_output = tap_value(mlp_output, taps.mlp_output_moments, activation_moments, mlp_output)
+        mlp_output = tap_value(mlp_output, taps.mlp_output_order, activation_order, mlp_output, shared)
+        hidden_states = tap_gradient(hidden_states + mlp_output, taps.block_output_grad)
+        hidden_states = tap_value(hidden_states, taps.block_output, sum_of_squares, hidden_states)
+        hidden_states = tap_value(hidden_states, taps.block_output_moments, activation_moments, hidden_states)
+        return tap_value(hidden_states, taps.block_output_order, activation_order, hidden_states, shared)

@@ -2,18 +2,37 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from megasink.config import ModelConfig
-from megasink.model.block import Block
+from megasink.model.attention_patterns import HEAD_PATTERNS
 from megasink.model.taps import BlockTaps
 from megasink.parallel.collectives import all_reduce
 from megasink.parallel.layout import ParallelLayout
-from megasink.stats.measures import bin_sums, first_over_early, gradient_sink_ratio, position_bins
-from megasink.stats.reduce import SumOverWorld
+from megasink.stats.full import add_full
+from megasink.stats.light import add_light
+from megasink.stats.measures import Tokens, input_norm_edges, kurtosis, position_bins, ratios_of_means
+from megasink.stats.reduce import Owner, Sums
 from megasink.stats.report import SinkReport
+
+Level = Literal["light", "full"]
+
+# entries [B, T] that hold this rank's share of the sequence under sequence parallelism
+_LOCAL_LIGHT = ("attention_norm_grad", "mlp_output", "block_output")
+_LOCAL_FULL = (
+    "block_input_grad",
+    "middle_grad",
+    "block_output_grad",
+    "attention_norm_input_grad",
+    "mlp_norm_grad",
+    "mlp_norm_input_grad",
+    "block_input",
+    "middle",
+)
 
 
 class SinkRecorder:
@@ -22,42 +41,42 @@ class SinkRecorder:
     Outside start/report the blocks run without taps and nothing is recorded.
     """
 
-    def __init__(self, config: ModelConfig, layout: ParallelLayout, blocks: Iterable[Block]):
+    def __init__(self, config: ModelConfig, layout: ParallelLayout, blocks: Iterable[nn.Module]):
+        """`blocks`: those of this rank, in order; each has `layer_index` and asks its attribute `recorder` for taps."""
         self.config = config
         self.layout = layout
-        self.recording = False
-        self.micro_batches: dict[int, list[BlockTaps]] = defaultdict(list)
         self.blocks = list(blocks)
+        self.level: Level | None = None
+        self.pending: dict[int, list[tuple[dict[str, Tensor], Tensor | None]]] = defaultdict(list)
         for block in self.blocks:
             block.recorder = self
 
-    def start(self) -> None:
-        """Record every forward pass with gradients from here on."""
-        self.micro_batches.clear()
-        self.recording = True
+    def start(self, level: Level = "light") -> None:
+        """Record every forward pass with gradients from here on; `full` takes every statistic there is."""
+        self.pending.clear()
+        self.level = level
+        first = self.blocks[0].layer_index if self.blocks else 0
+        self.sums = Sums(self.config, self.layout, slice(first, first + len(self.blocks)))
+        self.batch, self.length = 0, 0
 
-    def open(self, block: Block, hidden_states: Tensor) -> BlockTaps | None:
-        """Fresh zero leaves for one forward pass of one block; their gradients are kept when its backward is done."""
-        if not self.recording:
+    def open(self, layer_index: int, hidden_states: Tensor, first_token: Tensor | None = None) -> BlockTaps | None:
+        """Fresh leaves for one forward pass of one block; their gradients are kept when its backward is done.
+
+        Args:
+            hidden_states: [B, T (or its local share), H], the block's input.
+            first_token: int64 [B, T] of the whole sequences, index of the first token of each token's document, where
+                packed documents do not see each other.
+        """
+        if self.level is None:
             return None
-        batch, local_length = hidden_states.shape[:2]
-        length = local_length * (self.layout.tensor.size if self.layout.sequence_parallel else 1)
-        attention = block.self_attn
+        self._fold_complete()
+        taps = self._leaves(hidden_states)
+        names = [name for name, leaf in taps._asdict().items() if leaf is not None]
 
-        def leaf(*shape: int) -> Tensor:
-            dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-            return torch.zeros(shape, dtype=dtype, device=hidden_states.device, requires_grad=True)
+        def keep(gradients: tuple[Tensor, ...]) -> None:
+            self.pending[layer_index].append((dict(zip(names, gradients, strict=True)), first_token))
 
-        taps = BlockTaps(
-            attention_norm_grad=leaf(batch, local_length),
-            value_grad=leaf(batch, length, attention.num_key_value_heads),
-            value=leaf(batch, length, attention.num_key_value_heads),
-            attention_sink=leaf(batch, attention.num_heads),
-            mlp_output=leaf(batch, local_length),
-            block_output=leaf(batch, local_length),
-        )
-        keep = self.micro_batches[block.layer_index]
-        torch.autograd.graph.register_multi_grad_hook(taps, lambda grads: keep.append(BlockTaps(*grads)))
+        torch.autograd.graph.register_multi_grad_hook([getattr(taps, name) for name in names], keep)
         return taps
 
     def report(self, step: int, gradient_scale: float = 1.0) -> SinkReport:
@@ -67,59 +86,105 @@ class SinkRecorder:
             step: number of optimizer steps the weights had seen.
             gradient_scale: what recorded gradients are multiplied with to be those of the whole batch's loss.
         """
-        self.recording = False
-        config, layout = self.config, self.layout
-        sample = next(iter(self.micro_batches.values()))
-        count, (batch, length) = len(sample), sample[0].value_grad.shape[:2]
-        sequences = count * batch * layout.data.size
-        starts, ends = position_bins(length)
-        sums = SumOverWorld(layout, config.num_layers, sequences, len(starts), self.blocks[0].self_attn)
+        self._fold_complete()
+        level, self.level = self.level, None
+        self._add_parameters()
+        arrays = self.sums.reduce(self.batch, gradient_scale)
+        arrays = _finish(arrays, self.config, full=level == "full")
+        starts, ends = position_bins(self.length)
+        return SinkReport.of(self.config, step, level, self.length, starts, ends, arrays)
 
-        for block in self.blocks:
-            recorded = self.micro_batches[block.layer_index]
-            taps = BlockTaps(*(torch.stack(entries) for entries in zip(*recorded, strict=True)))
-            layer = block.layer_index
-            value_grad = taps.value_grad.sqrt() * gradient_scale
-            sums.add_key_value_heads("value_grad_norm", layer, bin_sums(_tokens_last(value_grad), starts))
-            sums.add_key_value_heads("value_norm", layer, bin_sums(_tokens_last(taps.value.sqrt()), starts))
-            sums.add_heads("attention_sink", layer, taps.attention_sink.double().sum(dim=(0, 1)))
+    def _leaves(self, hidden_states: Tensor) -> BlockTaps:
+        batch, local_length = hidden_states.shape[:2]
+        length = local_length * (self.layout.tensor.size if self.layout.sequence_parallel else 1)
+        split = self.sums.split
+        wide = torch.promote_types(hidden_states.dtype, torch.float32)
 
-            value_grad_squares = taps.value_grad * sums.key_value_head_weight
-            all_heads = all_reduce(value_grad_squares.sum(dim=-1), layout.tensor).sqrt() * gradient_scale
-            sums.add_replicated("value_grad_norm_all", layer, bin_sums(all_heads, starts).sum(dim=(0, 1)))
-            norm_grad, mlp_output, block_output = (
-                self._whole_sequence(entry).sqrt()
-                for entry in (taps.attention_norm_grad, taps.mlp_output, taps.block_output)
-            )
-            sums.add_replicated("mlp_out_norm", layer, bin_sums(mlp_output, starts).sum(dim=(0, 1)))
-            sums.add_replicated("hidden_norm", layer, bin_sums(block_output, starts).sum(dim=(0, 1)))
-            sums.add_replicated("hidden_t0_over_early", layer, first_over_early(block_output).double().sum())
-            sums.add_sequences("gradient_sink_ratio", layer, gradient_sink_ratio(norm_grad))
-            sums.add_sequences("gradient_sink_ratio_early", layer, first_over_early(norm_grad))
-            if block.self_attn.v_scale is not None:
-                theta, c = block.self_attn.v_scale.theta_and_c()
-                once = 1.0 if layout.data.rank == 0 else 0.0
-                sums.add_key_value_heads("theta", layer, theta * once)
-                sums.add_key_value_heads("v_scale_c", layer, c * once)
-        self.micro_batches.clear()
+        def leaf(*shape: int, dtype: torch.dtype = wide) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=hidden_states.device, requires_grad=True)
 
-        arrays = sums.reduce()
-        widths = torch.tensor(ends) - torch.tensor(starts)
-        for name in ("value_grad_norm", "value_norm", "value_grad_norm_all", "mlp_out_norm", "hidden_norm"):
-            arrays[name] /= sequences * widths
-        for name in ("attention_sink", "hidden_t0_over_early"):
-            arrays[name] /= sequences
-        return SinkReport.of(config, step, sequences, length, starts, ends, arrays)
+        def locals_(names: tuple[str, ...]) -> dict[str, Tensor]:
+            return {name: leaf(batch, local_length) for name in names}
 
-    def _whole_sequence(self, local: Tensor) -> Tensor:
-        """[M, B, T or its local share] -> [M, B, T] on every tensor-parallel rank."""
+        taps = BlockTaps(
+            value_grad=leaf(batch, length, split.key_value_heads),
+            value=leaf(batch, length, split.key_value_heads),
+            attention_sink=leaf(batch, split.heads),
+            attention_lse_max=leaf(batch, split.heads),
+            **locals_(_LOCAL_LIGHT),
+        )
+        if self.level == "light":
+            return taps
+        return taps._replace(
+            query_grad=leaf(batch, length, split.heads),
+            key_grad=leaf(batch, length, split.key_value_heads),
+            value_hat_grad=leaf(batch, length, split.key_value_heads),
+            value_hat=leaf(batch, length, split.key_value_heads),
+            attention_paths=leaf(batch, local_length, 6),
+            attention_entropy=leaf(batch, length, split.heads),
+            attention_heads=leaf(batch, split.heads, HEAD_PATTERNS),
+            block_output_moments=leaf(batch, 4, dtype=torch.float64),
+            mlp_output_moments=leaf(batch, 4, dtype=torch.float64),
+            block_output_order=leaf(batch, 3),
+            mlp_output_order=leaf(batch, 3),
+            **locals_(_LOCAL_FULL),
+        )
+
+    def _fold_complete(self) -> None:
+        """Add the micro-batches whose backward pass is through every block here to the sums, and forget their taps."""
+        while self.blocks and all(self.pending[block.layer_index] for block in self.blocks):
+            entries = [self.pending[block.layer_index].pop(0) for block in self.blocks]
+            first_token = entries[0][1]
+            gradients = [gradients for gradients, _ in entries]
+            taps = {name: torch.stack([each[name] for each in gradients]) for name in gradients[0]}
+            taps = BlockTaps(**self._whole_sequence(taps))
+            self.batch, self.length = taps.value.shape[1:3]
+            self.device = taps.value.device
+            tokens = Tokens(self.batch, self.length, self.device, first_token)
+            add_light(self.sums, taps, tokens, self.layout)
+            if self.level == "full":
+                add_full(self.sums, taps, tokens, self.layout)
+
+    def _whole_sequence(self, taps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Put together what the ranks of a sequence-parallel group hold parts of: [L, B, T local] -> [L, B, T]."""
+        axis = self.layout.tensor
         if not self.layout.sequence_parallel:
-            return local
-        whole = local.new_zeros(*local.shape[:-1], self.layout.tensor.size, local.shape[-1])
-        whole[..., self.layout.tensor.rank, :] = local
-        return all_reduce(whole, self.layout.tensor).flatten(-2)
+            return taps
+        local = {name: taps[name].unsqueeze(-1) for name in (*_LOCAL_LIGHT, *_LOCAL_FULL) if name in taps}
+        if "attention_paths" in taps:
+            local["attention_paths"] = taps["attention_paths"]
+        together = torch.cat(list(local.values()), dim=-1)
+        layers, batch, length, figures = together.shape
+        whole = together.new_zeros(layers, batch, axis.size, length, figures)
+        whole[:, :, axis.rank] = together
+        whole = all_reduce(whole, axis).flatten(2, 3)
+        parts = whole.split([part.shape[-1] for part in local.values()], dim=-1)
+        taps = taps | {name: part.squeeze(-1) for name, part in zip(local, parts, strict=True)}
+        for name in ("block_output_order", "mlp_output_order"):
+            if name in taps:
+                largest = all_reduce(taps[name][..., :1].contiguous(), axis, dist.ReduceOp.MAX)
+                taps[name] = torch.cat((largest, taps[name][..., 1:]), dim=-1)
+        return taps
+
+    def _add_parameters(self) -> None:
+        """theta and C, known alike by every data-parallel rank."""
+        valves = [getattr(block.self_attn, "v_scale", None) for block in self.blocks]
+        if not valves or valves[0] is None:
+            return
+        once = 1.0 if self.layout.data.rank == 0 else 0.0
+        theta, c = (torch.stack(each) for each in zip(*(valve.theta_and_c() for valve in valves), strict=True))
+        self.sums.add("theta", Owner.KEY_VALUE_HEADS, theta.to(self.device) * once)
+        self.sums.add("v_scale_c", Owner.KEY_VALUE_HEADS, c.to(self.device) * once)
 
 
-def _tokens_last(per_head: Tensor) -> Tensor:
-    """[M, B, T, K] -> [K, T], summed over micro-batches and sequences in float64."""
-    return per_head.double().sum(dim=(0, 1)).transpose(0, 1)
+def _finish(arrays: dict[str, Tensor], config: ModelConfig, full: bool) -> dict[str, Tensor]:
+    """Figures made from others. Names with an underscore have served their purpose."""
+    arrays["position_count"] = arrays["_tokens"][0]
+    arrays |= ratios_of_means(arrays)
+    if full:
+        elements = arrays["position_count"].sum() * config.hidden_size
+        for name in ("hidden", "mlp_out"):
+            central, raw = kurtosis(arrays[f"_{name}_moments"], elements)
+            arrays |= {f"{name}_kurtosis": central, f"{name}_kurtosis_uncentred": raw}
+        arrays["input_norm_edge"] = input_norm_edges()
+    return {name: array for name, array in arrays.items() if not name.startswith("_")}

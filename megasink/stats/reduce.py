@@ -1,70 +1,193 @@
-"""One packed sum over the world: each rank writes what it owns into slots of the whole model, zeros elsewhere."""
+"""From what each rank saw to what the whole batch is: one packed MAX and one packed SUM over the world.
+
+Each rank writes what it owns into slots of the whole model and zeros (minus infinity) elsewhere. Figures owned once are
+written once: heads by the tensor-parallel rank that holds them, replicated key-value heads by the first rank that uses
+each, what is equal on all tensor-parallel ranks by rank 0.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megasink.model.attention import Attention
+from megasink.config import ModelConfig
 from megasink.parallel.layout import ParallelLayout
 
 
-class SumOverWorld:
-    """Collects one rank's contributions to global float64 arrays and reduces them together.
+class Owner(Enum):
+    """Which dimension follows the layers', and hence which ranks hold the figure."""
 
-    Heads are written by the tensor-parallel rank that holds them (replicated key-value heads by the first one that
-    uses each), what is equal on all tensor-parallel ranks by rank 0, sequences by their data-parallel rank.
+    LAYER = "layer"
+    HEADS = "query heads"
+    KEY_VALUE_HEADS = "key-value heads"
+    SHARD = "layer, each tensor-parallel rank having its own part under sequence parallelism"
+
+
+@dataclass(frozen=True)
+class HeadSplit:
+    """The heads of one tensor-parallel rank."""
+
+    heads: int
+    first_head: int
+    key_value_heads: int
+    first_key_value_head: int
+    owns_key_value_heads: bool
+    """False where another rank already reports the replicated head this rank uses."""
+
+    @classmethod
+    def of(cls, config: ModelConfig, layout: ParallelLayout) -> "HeadSplit":
+        size, rank = layout.tensor.size, layout.tensor.rank
+        heads, groups = config.num_attention_heads // size, config.num_key_value_heads
+        if groups >= size:
+            return cls(heads, heads * rank, groups // size, groups // size * rank, True)
+        return cls(heads, heads * rank, 1, rank * groups // size, rank % (size // groups) == 0)
+
+
+@dataclass
+class _Entry:
+    owner: Owner
+    total: Tensor
+    over: str | None = None
+    scale_power: int = 0
+
+
+class Sums:
+    """One rank's figures of the layers it holds, added up over its micro-batches.
+
+    Every `values` has the local layers first: [local L, ...].
     """
 
-    def __init__(self, layout: ParallelLayout, num_layers: int, sequences: int, bins: int, attention: Attention):
+    def __init__(self, config: ModelConfig, layout: ParallelLayout, layers: slice):
+        self.config = config
         self.layout = layout
-        self.num_layers = num_layers
-        self.sequences = sequences
-        self.heads = attention.num_heads * layout.tensor.size
-        self.first_head = attention.num_heads * layout.tensor.rank
-        self.replicated = attention.key_value_heads is not None
-        if self.replicated:
-            self.key_value_heads = attention.k_proj.weight.shape[0] // attention.head_dim
-            self.first_key_value_head = attention.key_value_heads.start
+        self.layers = layers
+        self.split = HeadSplit.of(config, layout)
+        self.entries: dict[str, _Entry] = {}
+        self.maxima: dict[str, _Entry] = {}
+        self.per_document: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self.packed_documents = False
+
+    def add(self, name: str, owner: Owner, values: Tensor, over: str | None = None, scale_power: int = 0) -> None:
+        """Add to a sum. The result is the sum over the world, divided by the sum named `over` if there is one.
+
+        `scale_power`: how often the recorded gradients' scale is in it (1: a gradient's norm, 2: its square).
+        """
+        values = values.double()
+        if name in self.entries:
+            self.entries[name].total += values
         else:
-            self.key_value_heads = attention.num_key_value_heads * layout.tensor.size
-            self.first_key_value_head = attention.num_key_value_heads * layout.tensor.rank
-        sharers = layout.tensor.size // self.key_value_heads if self.replicated else 1
-        self.key_value_head_weight = 1.0 if layout.tensor.rank % sharers == 0 else 0.0
-        self.arrays: dict[str, Tensor] = {}
+            self.entries[name] = _Entry(owner, values.clone(), over, scale_power)
 
-    def add_heads(self, name: str, layer: int, values: Tensor) -> None:
-        """values [heads of this rank, ...]."""
-        target = self._array(name, (self.heads, *values.shape[1:]), values)
-        target[layer, self.first_head : self.first_head + len(values)] += values
+    def maximum(self, name: str, owner: Owner, values: Tensor) -> None:
+        """Raise a maximum."""
+        values = values.double()
+        if name in self.maxima:
+            self.maxima[name].total = torch.maximum(self.maxima[name].total, values)
+        else:
+            self.maxima[name] = _Entry(owner, values)
 
-    def add_key_value_heads(self, name: str, layer: int, values: Tensor) -> None:
-        """values [key-value heads of this rank, ...]."""
-        target = self._array(name, (self.key_value_heads, *values.shape[1:]), values)
-        own = slice(self.first_key_value_head, self.first_key_value_head + len(values))
-        target[layer, own] += values * self.key_value_head_weight
+    def add_per_document(self, name: str, values: Tensor, sequence: Tensor) -> None:
+        """One figure per document [local L, X], equal on every tensor-parallel rank; once per micro-batch and name.
 
-    def add_replicated(self, name: str, layer: int, values: Tensor) -> None:
-        """values equal on every tensor-parallel rank, a sum over this rank's sequences."""
-        target = self._array(name, values.shape, values)
-        if self.layout.tensor.rank == 0:
-            target[layer] += values
+        `sequence` [X]: which sequence of the micro-batch each document lies in, ascending. Set `packed_documents` if
+        there may be another number of documents than one in a sequence.
+        """
+        self.per_document.setdefault(name, []).append((values.double(), sequence))
 
-    def add_sequences(self, name: str, layer: int, values: Tensor) -> None:
-        """values [micro-batches, B], one per sequence, equal on every tensor-parallel rank."""
-        target = self._array(name, (self.sequences,), values)
-        if self.layout.tensor.rank == 0:
-            slots = target[layer].view(values.shape[0], self.layout.data.size, values.shape[1])
-            slots[:, self.layout.data.rank] += values
+    def reduce(self, batch: int, gradient_scale: float) -> dict[str, Tensor]:
+        """The figures of the whole batch, float64 on the CPU, [L, ...]; every rank must call this.
 
-    def reduce(self) -> dict[str, Tensor]:
-        """Every array summed over the world, on the CPU, [num_layers, ...]."""
-        packed = torch.cat([array.flatten() for array in self.arrays.values()])
-        if self.layout.world_size > 1:
-            dist.all_reduce(packed)
-        pieces = packed.cpu().split([array.numel() for array in self.arrays.values()])
-        return {name: piece.view_as(array) for (name, array), piece in zip(self.arrays.items(), pieces, strict=True)}
+        Args:
+            batch: sequences of a micro-batch.
+            gradient_scale: what recorded gradients are multiplied with to be those of the whole batch's loss.
+        """
+        maxima = {name: self._place(entry, -torch.inf) for name, entry in self.maxima.items()}
+        maxima["_slots"] = next(iter(maxima.values())).new_full((), self._documents_per_sequence())
+        maxima = _all_reduce(maxima, self.layout, dist.ReduceOp.MAX)
+        slots = int(maxima.pop("_slots")) if self.packed_documents else 1
 
-    def _array(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        if name not in self.arrays:
-            self.arrays[name] = torch.zeros((self.num_layers, *shape), dtype=torch.float64, device=like.device)
-        return self.arrays[name]
+        totals = {name: self._place(entry, 0.0) for name, entry in self.entries.items()}
+        totals |= self._place_documents(batch, slots)
+        totals = _to_host(_all_reduce(totals, self.layout, dist.ReduceOp.SUM))
+        present = totals.pop("document_present")[0].bool()
+
+        arrays = _to_host(maxima)
+        for name, total in totals.items():
+            if name in self.per_document:
+                arrays[name] = total[:, present]
+                continue
+            entry = self.entries[name]
+            total = total * gradient_scale**entry.scale_power
+            arrays[name] = total if entry.over is None else _divide(total, totals[entry.over])
+        return arrays
+
+    def _documents_per_sequence(self) -> float:
+        if not self.packed_documents:
+            return 1.0
+        sequences = next(iter(self.per_document.values()))
+        return max(float(sequence.bincount().max()) if len(sequence) else 0.0 for _, sequence in sequences)
+
+    def _place(self, entry: _Entry, elsewhere: float) -> Tensor:
+        """The entry in the whole model's array; `elsewhere` where this rank owns nothing."""
+        split, layout = self.split, self.layout
+        values = entry.total
+        owned, head_slots, first = layout.tensor.rank == 0, None, 0
+        if entry.owner is Owner.HEADS:
+            owned, head_slots, first = True, self.config.num_attention_heads, split.first_head
+        elif entry.owner is Owner.KEY_VALUE_HEADS:
+            owned, head_slots = split.owns_key_value_heads, self.config.num_key_value_heads
+            first = split.first_key_value_head
+        elif entry.owner is Owner.SHARD:
+            owned = layout.sequence_parallel or owned
+        rest = values.shape[1:] if head_slots is None else (head_slots, *values.shape[2:])
+        whole = values.new_full((self.config.num_layers, *rest), elsewhere)
+        if owned and head_slots is None:
+            whole[self.layers] = values
+        elif owned:
+            whole[self.layers, first : first + values.shape[1]] = values
+        return whole
+
+    def _place_documents(self, batch: int, slots: int) -> dict[str, Tensor]:
+        """[L, M, data ranks, B, slots] for M micro-batches, so that no two ranks write to one place."""
+        layout, arrays = self.layout, {}
+        for name, micro_batches in self.per_document.items():
+            first = micro_batches[0][0]
+            shape = (self.config.num_layers, len(micro_batches), layout.data.size, batch, slots)
+            whole = torch.zeros(shape, dtype=torch.float64, device=first.device)
+            present = torch.zeros((1, *shape[1:]), dtype=torch.float64, device=first.device)
+            for m, (values, sequence) in enumerate(micro_batches):
+                place = torch.arange(len(sequence), device=first.device) - torch.searchsorted(sequence, sequence)
+                if layout.tensor.rank == 0:
+                    local = values.new_zeros((len(values), batch, slots))
+                    local[:, sequence, place] = values
+                    whole[self.layers, m, layout.data.rank] = local
+                if layout.tensor.rank == 0 and layout.pipeline.rank == 0:
+                    present[0, m, layout.data.rank, sequence, place] = 1.0
+            arrays[name] = whole
+            arrays["document_present"] = present
+        return arrays
+
+
+def _all_reduce(arrays: dict[str, Tensor], layout: ParallelLayout, op: dist.ReduceOp.RedOpType) -> dict[str, Tensor]:
+    """All arrays reduced over the world in one packed all-reduce."""
+    packed = torch.cat([array.flatten() for array in arrays.values()])
+    if layout.world_size > 1:
+        dist.all_reduce(packed, op=op)
+    pieces = packed.split([array.numel() for array in arrays.values()])
+    return {name: piece.view(array.shape) for (name, array), piece in zip(arrays.items(), pieces, strict=True)}
+
+
+def _to_host(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One copy of all arrays to the CPU."""
+    packed = torch.cat([array.flatten() for array in arrays.values()]).cpu()
+    pieces = packed.split([array.numel() for array in arrays.values()])
+    return {name: piece.view(array.shape) for (name, array), piece in zip(arrays.items(), pieces, strict=True)}
+
+
+def _divide(total: Tensor, count: Tensor) -> Tensor:
+    """total [L, ...] over count [L, ...], which lacks total's head dimension."""
+    while count.dim() < total.dim():
+        count = count.unsqueeze(1)
+    return total / count

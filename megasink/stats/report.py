@@ -27,17 +27,19 @@ class SinkReport:
         cls,
         config: ModelConfig,
         step: int,
-        sequences: int,
+        level: str,
         length: int,
         starts: list[int],
         ends: list[int],
         arrays: dict[str, Tensor],
     ) -> "SinkReport":
+        tokens = int(arrays["position_count"].sum())
         meta = {
             "schema": SCHEMA,
             "step": step,
-            "sequences": sequences,
-            "tokens": sequences * length,
+            "level": level,
+            "sequences": tokens // length,
+            "tokens": tokens,
             "seq_length": length,
             "num_layers": config.num_layers,
             "num_attention_heads": config.num_attention_heads,

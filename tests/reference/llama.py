@@ -81,11 +81,9 @@ def rotate(x: Tensor, angle_position: Tensor, base: float) -> Tensor:
 
 
 def v_scale(v: Tensor, theta: Tensor, hidden_size: int, sigma: float, mode: str) -> Tensor:
-    """paper.md section 1, literally: `v` [..., K, D], `theta` [K]."""
+    """paper.md section 1, literally: `v` [..., K, D], `theta` [K] (the caller's zeros in backward-only mode)."""
     if mode == "off":
         return v
-    if mode == "backward-only":
-        theta = torch.zeros_like(theta)
     c = hidden_size * v.shape[-1] * sigma**2 * torch.exp(theta)
     r = (v * v).sum(dim=-1)
     phi = r / (r + c)
@@ -162,7 +160,10 @@ def _block(h_in: Tensor, layer: dict[str, Tensor], config: ReferenceConfig, posi
     v = (value_input @ layer["self_attn.v_proj.weight"].T).reshape(num_sequences, length, k_heads, d)
     v_hat = v
     if config.v_scale != "off":
-        v_hat = v_scale(v, layer["self_attn.v_scale.theta"], config.hidden_size, config.sigma, config.v_scale)
+        # backward-only: theta is frozen at 0, and a checkpoint need not have it
+        learned = config.v_scale == "on"
+        theta = layer["self_attn.v_scale.theta"] if learned else torch.zeros(k_heads, dtype=v.dtype)
+        v_hat = v_scale(v, theta, config.hidden_size, config.sigma, config.v_scale)
     q_rotated = rotate(q, position, config.rotary_base)
     k_rotated = rotate(k, position, config.rotary_base)
 

@@ -285,10 +285,11 @@ def parameters(weights: dict[str, Tensor], config: ReferenceConfig) -> dict[str,
     """`theta` and `v_scale_c` [L,K], C = d_model d_head sigma^2 exp(theta); nothing when V-scale is off."""
     if config.v_scale == "off":
         return {}
-    names = [f"model.layers.{i}.self_attn.v_scale.theta" for i in range(config.num_layers)]
-    theta = np.array([weights[name].detach().numpy() for name in names])
     if config.v_scale == "backward-only":
-        theta = np.zeros_like(theta)
+        theta = np.zeros((config.num_layers, config.num_key_value_heads))
+    else:
+        names = [f"model.layers.{i}.self_attn.v_scale.theta" for i in range(config.num_layers)]
+        theta = np.array([weights[name].detach().numpy() for name in names])
     return {"theta": theta, "v_scale_c": config.hidden_size * config.head_dim * config.sigma**2 * np.exp(theta)}
 
 

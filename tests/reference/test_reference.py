@@ -36,7 +36,7 @@ def make_weights(config: ReferenceConfig, ffn: int = 40, tied: bool = False, see
             "mlp.up_proj.weight": normal(ffn, h),
             "mlp.down_proj.weight": normal(h, ffn),
         }
-        if config.v_scale != "off":
+        if config.v_scale == "on":
             layer["self_attn.v_scale.theta"] = normal(k)
         weights |= {f"model.layers.{i}.{name}": w for name, w in layer.items()}
     return weights
@@ -91,8 +91,8 @@ def test_logits_and_loss_equal_transformers(kv_heads, tied):
 def test_v_scale_has_the_papers_jacobian(mode):
     hidden_size, sigma, d = 16, 0.3, 6
     v = torch.randn(d, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    theta = torch.tensor([0.4], dtype=torch.float64)
-    c = hidden_size * d * sigma**2 * (math.exp(0.4) if mode == "on" else 1.0)
+    theta = torch.tensor([0.4 if mode == "on" else 0.0], dtype=torch.float64)
+    c = hidden_size * d * sigma**2 * math.exp(theta)
     r = float(v @ v)
     closed = r / (r + c) * torch.eye(d, dtype=torch.float64) + 2 * c / (r + c) ** 2 * torch.outer(v, v)
     found = torch.autograd.functional.jacobian(lambda x: v_scale(x[None], theta, hidden_size, sigma, mode)[0], v)
