@@ -111,9 +111,8 @@ def _labels(request: AnalysisRequest, sources: list[Source]) -> list[str]:
 
 def _details(source: Source, model: Llama) -> dict[str, str]:
     config = source.config.model
-    heads = (
-        f"{config.num_attention_heads} query and {config.num_key_value_heads} key-value heads of {config.kv_channels}"
-    )
+    width = f"{config.num_layers} layers, width {config.hidden_size}"
+    heads = f"{config.num_attention_heads} query heads, {config.num_key_value_heads} key-value heads"
     return {
         "step": "not stated" if source.step is None else f"{source.step:,}",
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
