@@ -1,0 +1,52 @@
+"""Combinations that cannot work are refused before anything starts, and the line names the flag."""
+
+import pytest
+
+from megasink.config import RunConfig
+from megasink.config.checks import check_run
+from megasink.config.cli import parse_cli
+from megasink.errors import UserError
+
+
+def checked(flags: str, world_size: int = 4) -> RunConfig:
+    config = parse_cli(RunConfig, f"--save runs/x {flags}".split())
+    check_run(config, world_size)
+    return config
+
+
+def test_a_sound_layout_passes():
+    checked("--tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --sequence-parallel", 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ("--tensor-model-parallel-size 3", "4 ranks were started"),
+        ("--tensor-model-parallel-size 4 --num-attention-heads 6 --hidden-size 768", "--num-attention-heads 6"),
+        ("--num-attention-heads 6 --hidden-size 768 --num-query-groups 4", "--num-query-groups 4"),
+        ("--hidden-size 100", "--hidden-size 100"),
+        ("--head-dim 33", "--head-dim 33"),
+        ("--tensor-model-parallel-size 4 --ffn-hidden-size 8190", "--ffn-hidden-size 8190"),
+        ("--sequence-parallel", "--sequence-parallel"),
+        ("--tensor-model-parallel-size 4 --sequence-parallel --seq-length 2047", "--seq-length 2047"),
+        ("--zero-stage 4", "--zero-stage 4"),
+        ("--zero-stage 2 --pipeline-model-parallel-size 2", "--zero-stage 2"),
+        ("--pipeline-model-parallel-size 4 --num-layers 2", "--num-layers 2"),
+        ("--global-batch-size 6", "--global-batch-size 6"),
+        ("--min-lr 1", "--min-lr"),
+        ("--lr-warmup-iters 2000", "--lr-warmup-iters 2000"),
+        ("--sink-stats-interval 1 --seq-length 8", "--seq-length 8"),
+        ("--train-iters 0", "--train-iters 0"),
+        ("--weight-decay -1", "--weight-decay"),
+        ("--load runs/x --auto-resume", "--load"),
+    ],
+)
+def test_an_impossible_combination_names_its_flag(flags, names):
+    with pytest.raises(UserError) as error:
+        checked(flags)
+    assert names in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_needs_a_folder():
+    with pytest.raises(UserError, match="--save"):
+        check_run(parse_cli(RunConfig, []), 1)

@@ -1,0 +1,98 @@
+"""Defaults < YAML < flags, and every mistake is one line that names the flag or key."""
+
+import shlex
+
+import pytest
+
+from megasink.config import RunConfig
+from megasink.config.cli import load_yaml, parse_cli, to_yaml
+from megasink.errors import UserError
+
+NAMES_PEOPLE_TYPE = shlex.split(
+    """
+    --num-layers --hidden-size --ffn-hidden-size --num-attention-heads --num-query-groups --head-dim --vocab-size
+    --seq-length --tensor-model-parallel-size --pipeline-model-parallel-size --sequence-parallel --zero-stage
+    --precision --micro-batch-size --global-batch-size --train-iters --lr --seed --data-path --tokenizer --save
+    --save-interval --auto-resume --v-scale --sink-stats-interval
+    """
+)
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "model: {num_layers: 3, hidden_size: 96}\noptimizer: {lr: 2.0e-3}\ncheckpoint: {auto_resume: true}\n"
+    )
+    return path
+
+
+def test_a_flag_beats_the_file_which_beats_the_default(yaml_file):
+    config = parse_cli(RunConfig, ["--hidden-size", "64", "--config", str(yaml_file)])
+    assert (config.model.num_layers, config.model.hidden_size, config.model.seq_length) == (3, 64, 2048)
+    assert config.optimizer.lr == 2e-3
+
+
+def test_a_boolean_of_the_file_can_be_switched_off(yaml_file):
+    assert parse_cli(RunConfig, [f"--config={yaml_file}"]).checkpoint.auto_resume
+    assert not parse_cli(RunConfig, [f"--config={yaml_file}", "--no-auto-resume"]).checkpoint.auto_resume
+
+
+def test_the_names_that_scripts_use_exist(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_cli(RunConfig, ["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert [name for name in NAMES_PEOPLE_TYPE if name not in shown] == []
+
+
+def test_field_names_are_unique_over_sections():
+    names = [name for section in vars(RunConfig()).values() for name in vars(section)]
+    assert len(names) == len(set(names))
+
+
+def test_data_path_takes_several_words():
+    assert parse_cli(RunConfig, ["--data-path", "0.7", "a", "0.3", "b"]).data.data_path == ("0.7", "a", "0.3", "b")
+
+
+def test_yaml_comes_back_equal(tmp_path):
+    config = parse_cli(RunConfig, ["--data-path", "a", "b", "--v-scale", "on", "--lr", "1e-5", "--save", "x"])
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_yaml(RunConfig, tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["--num-layerz", "3"], "--num-layers"),
+        (["--num-layers", "three"], "three"),
+        (["--precision", "fp8"], "fp8"),
+        (["--num-layers"], "--num-layers"),
+        (["stray"], "stray"),
+        (["--config"], "--config"),
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(argv, names):
+    with pytest.raises(UserError) as error:
+        parse_cli(RunConfig, argv)
+    assert names in str(error.value) and "\n" not in str(error.value) and "│" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("model: {num_layerz: 3}", "model.num_layerz; known here: num_layers"),
+        ("modle: {num_layers: 3}", "modle; known here: model"),
+        ("model: {num_layers: many}", "model.num_layers"),
+        ("model: 3", "model"),
+        ("- a list", "found list"),
+        ("model: {", "not YAML"),
+    ],
+)
+def test_a_wrong_yaml_key_is_named(tmp_path, text, names):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        parse_cli(RunConfig, ["--config", str(path)])
+    assert str(path) in str(error.value) and names in str(error.value)

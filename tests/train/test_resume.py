@@ -1,0 +1,68 @@
+"""A run in two halves is the run in one piece, to the last bit; nothing is lost or repeated in its records."""
+
+import shlex
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.helpers.jobs import metrics, train
+
+TIMES = {"step_time_s", "tokens_per_second", "mfu"}
+FLAGS = shlex.split(
+    """
+    --lr-decay-style constant --lr-warmup-iters 3 --save-interval 3 --eval-interval 3 --eval-iters 1 --split 80,20,0
+    --sink-stats-interval 2 --v-scale on
+    """
+)
+
+
+def without_times(records: list[dict]) -> list[dict]:
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+
+
+@pytest.fixture(scope="module")
+def whole_and_halves(tokens, tmp_path_factory):
+    """The same six steps on two data-parallel ranks under ZeRO-1, in one piece and in two halves."""
+    folder = tmp_path_factory.mktemp("resume")
+    flags = ["--data-path", tokens, *FLAGS]
+    train(*flags, "--save", folder / "whole", "--train-iters", 6, ranks=2)
+    train(*flags, "--save", folder / "halves", "--train-iters", 3, ranks=2)
+    # what a killed job leaves: lines after its last checkpoint, the last one torn
+    with open(folder / "halves" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
+    second = train(*flags, "--save", folder / "halves", "--train-iters", 6, "--auto-resume", ranks=2)
+    assert second.lines("megasink: resuming after step 3"), second.output
+    return folder / "whole", folder / "halves"
+
+
+def test_metrics_are_equal_bit_for_bit(whole_and_halves):
+    whole, halves = (without_times(metrics(run)) for run in whole_and_halves)
+    assert [record["step"] for record in whole] == list(range(1, 7))
+    assert whole == halves
+
+
+def test_weights_are_equal_bit_for_bit(whole_and_halves):
+    whole, halves = (load_file(run / "checkpoints" / "step_00000006" / "model.safetensors") for run in whole_and_halves)
+    assert whole.keys() == halves.keys()
+    assert all(np.array_equal(whole[name], halves[name]) for name in whole)
+
+
+def test_sink_reports_are_equal_bit_for_bit(whole_and_halves):
+    names = ["null.npz", *(f"step_{step:08d}.npz" for step in (0, 2, 4))]
+    for name in names:
+        whole, halves = (np.load(run / "sink_stats" / name, allow_pickle=False) for run in whole_and_halves)
+        assert whole.files == halves.files
+        assert all(np.array_equal(whole[array], halves[array]) for array in whole.files), name
+    whole, halves = ((run / "sink_stats" / "scalars.jsonl").read_text() for run in whole_and_halves)
+    assert whole == halves
+
+
+def test_a_metrics_line_says_what_the_documents_promise(whole_and_halves):
+    promised = {"step", "loss", "grad_norm", "lr", "consumed_samples", "consumed_tokens", *TIMES}
+    for record in metrics(whole_and_halves[0]):
+        assert record.keys() - {"valid_loss"} >= promised
+        assert ("valid_loss" in record) == (record["step"] % 3 == 0)
+        assert record["consumed_samples"] == 4 * record["step"]
+        assert record["consumed_tokens"] == 64 * record["step"]
+        assert record["mfu"] is None and record["step_time_s"] > 0 and record["grad_norm"] > 0

@@ -1,0 +1,101 @@
+"""One run from the outside: what it refuses, how it stops, what it starts from."""
+
+import filelock
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from megasink.config import RunConfig
+from megasink.config.cli import load_yaml
+from tests.helpers.jobs import losses, metrics, train
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--tensor-model-parallel-size", 2], "1 ranks were started, which is no multiple"),
+        (["--global-batch-size", 3], "--global-batch-size 3 is not a multiple of --micro-batch-size 2"),
+        (["--num-layerz", 3], "Unrecognized options: --num-layerz"),
+        (["--data-path", "nowhere"], "nowhere"),
+        (["--data-path"], "--data-path"),
+        (["--save", "/dev/null/run"], "--save /dev/null/run: cannot write there"),
+        (["--load", "/nowhere"], "/nowhere"),
+        (["--eval-interval", 1, "--eval-iters", 10_000], "lower --eval-iters to"),
+    ],
+)
+def test_a_mistake_is_one_line(tokens, tmp_path, flags, says):
+    outcome = train("--data-path", tokens, "--save", tmp_path / "run", "--train-iters", 2, *flags, expect=2)
+    (line,) = outcome.output.splitlines()
+    assert line.startswith("megasink: ") and says in line
+
+
+def test_a_mistake_is_said_once_by_all_ranks_together(tokens, tmp_path):
+    outcome = train("--data-path", "nowhere", "--save", tmp_path / "run", ranks=2, expect=2)
+    assert len(outcome.output.splitlines()) == 1
+
+
+def test_a_folder_in_use_is_refused(tokens, tmp_path):
+    with filelock.FileLock(tmp_path / ".lock"):
+        outcome = train("--data-path", tokens, "--save", tmp_path, expect=2)
+    assert "another job is writing this run folder" in outcome.output
+
+
+@pytest.fixture(scope="module")
+def run(tokens, tmp_path_factory):
+    """Three steps with a checkpoint at the end."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train("--data-path", tokens, "--save", folder, "--train-iters", 3)
+    return folder
+
+
+def test_a_folder_with_a_run_is_not_written_over(run, tokens):
+    before = (run / "metrics.jsonl").read_bytes()
+    outcome = train("--data-path", tokens, "--save", run, expect=2)
+    assert "go on with --auto-resume" in outcome.output
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_is_done_resumes_to_nothing(run, tokens):
+    outcome = train("--data-path", tokens, "--save", run, "--train-iters", 3, "--auto-resume")
+    assert outcome.lines("megasink: resuming after step 3") and len(metrics(run)) == 3
+
+
+def test_the_saved_configuration_is_complete_and_reloadable(run):
+    config = load_yaml(RunConfig, run / "config.yaml")
+    assert (config.model.hidden_size, config.model.vocab_size, config.training.train_iters) == (32, 64, 3)
+    stored = yaml.safe_load((run / "checkpoints" / "step_00000003" / "config.yaml").read_text())
+    assert stored["model"]["num_layers"] == 2
+
+
+def test_load_takes_the_weights_and_nothing_else(run, tokens, tmp_path):
+    train("--data-path", tokens, "--save", tmp_path / "new", "--train-iters", 1, "--load", run)
+    trained, start = (
+        load_file(folder / "model.safetensors")
+        for folder in (run / "checkpoints" / "step_00000003", tmp_path / "new" / "checkpoints" / "step_00000000")
+    )
+    assert all(np.array_equal(trained[name], start[name]) for name in trained)
+    (record,) = metrics(tmp_path / "new")
+    assert (record["step"], record["consumed_samples"]) == (1, 4)
+    assert record["loss"] != losses(run)[0]
+
+
+def test_the_time_limit_saves_and_says_so(tokens, tmp_path):
+    flags = ["--data-path", tokens, "--save", tmp_path, "--train-iters", 10**6, "--save-interval", 0]
+    outcome = train(*flags, "--exit-duration-in-mins", 1e-9, ranks=2)
+    last = metrics(tmp_path)[-1]["step"]
+    assert last < 10
+    assert outcome.lines(f"Stopped after step {last} (time limit reached)")
+    assert (tmp_path / "checkpoints" / f"step_{last:08d}" / "state.json").exists()
+
+
+@pytest.mark.parametrize(
+    "wandb", ["raise ImportError('no wandb here')", "def init(**_): raise RuntimeError('its server is on fire')"]
+)
+def test_wandb_absent_or_broken_never_stops_a_run(tokens, tmp_path, wandb):
+    (tmp_path / "wandb.py").write_text(wandb)
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from megasink.train import main; main()"
+    flags = ["--data-path", tokens, "--save", tmp_path / "run", "--train-iters", 2, "--wandb-mode", "offline"]
+    outcome = train(*flags, program=program)
+    assert len(outcome.lines("megasink: wandb is off for this run")) == 1
+    assert len(metrics(tmp_path / "run")) == 2
