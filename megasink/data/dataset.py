@@ -91,10 +91,11 @@ class TokenDataset:
 
     @cached_property
     def digest(self) -> str:
-        """Identifies the documents: their lengths and, where there is a manifest, their text and tokenizer."""
-        manifest = self.indexed.manifest
-        names = (None, None) if manifest is None else (manifest.input_digest, manifest.tokenizer_digest)
-        return digest_of(self._starts, *names)
+        """Identifies the documents: their lengths, and their tokens at 64 places (all would take minutes to read)."""
+        begin, end = int(self._starts[0]), int(self._starts[-1])
+        places = np.linspace(begin, max(begin, end - 256), 64).astype(np.int64)
+        looked_at = [self.indexed.tokens[place : min(place + 256, end)] for place in places.tolist()]
+        return digest_of(self._starts - begin, *looked_at)
 
     def sample(self, index: int) -> np.ndarray:
         """int64 [seq_length + 1] tokens of sample `index` >= 0."""

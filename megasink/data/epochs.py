@@ -48,11 +48,11 @@ def cached_document_order(
     return found if found is not None else document_order(starts, seed, epoch)
 
 
-def digest_of(*values: np.ndarray | str | None) -> str:
+def digest_of(*values: np.ndarray) -> str:
     """32 hexadecimal digits that identify the values."""
     digest = hashlib.blake2b(digest_size=16)
     for value in values:
-        content = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+        content = np.ascontiguousarray(value).data.cast("B")
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
     return digest.hexdigest()
@@ -102,7 +102,7 @@ def _reserve(path: Path, count: int, dtype: np.dtype) -> None:
 
 def _load(starts: np.ndarray, paths: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray] | None:
     count = len(starts) - 1
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, EOFError):
         order, ends = (np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray) for path in paths)
         if order.shape == ends.shape == (count,) and order.dtype == _order_dtype(count) and ends.dtype == np.int64:
             return (order, ends) if ends[-1] == starts[-1] - starts[0] else None

@@ -120,8 +120,8 @@ class IndexedDataset:
         expected, found = (self.manifest.documents, self.manifest.tokens), (len(self), self.num_tokens)
         if expected != found:
             raise UserError(
-                f"{manifest_path(self.prefix)} is of {expected[0]} documents and {expected[1]} tokens, but the files hold "
-                f"{found[0]} and {found[1]}: not their manifest; {_REMAKE}, or remove the manifest"
+                f"{manifest_path(self.prefix)} is of {expected[0]} documents and {expected[1]} tokens, but the files "
+                f"hold {found[0]} and {found[1]}: not their manifest; {_REMAKE}, or remove the manifest"
             )
         if not one_each:
             raise UserError(f"{idx_path(self.prefix)}: damaged: document bounds are not one sequence each; {_REMAKE}")

@@ -11,6 +11,7 @@ from megasink.data.atomic import write_atomic
 from megasink.errors import UserError
 
 SCHEMA = "megasink.tokens/1"
+_HEAD = b'{\n "schema": "megasink.tokens/'  # tells a manifest from other JSON without reading a file of any size
 
 
 @dataclasses.dataclass
@@ -49,16 +50,26 @@ def manifest_path(prefix: str | Path) -> Path:
 
 
 def read_manifest(prefix: str | Path) -> Manifest | None:
-    """The manifest beside `<prefix>.bin`, or None where there is none (files made by Megatron have none)."""
+    """The manifest beside `<prefix>.bin`, or None where there is none (files made by Megatron have none).
+
+    A `<prefix>.json` that is something else (the corpus itself, say) counts as none.
+
+    Raises:
+        UserError: a manifest of ours that is damaged or of another schema.
+    """
     path = manifest_path(prefix)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        with open(path, "rb") as file:
+            head = file.read(len(_HEAD))
+            if not _HEAD.startswith(head):
+                return None
+            data = json.loads(head + file.read())
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable manifest ({error}); remake the shards or remove this file") from None
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise UserError(f"{path}: not a manifest of schema {SCHEMA}; remake the shards or remove this file")
+        raise UserError(f"{path}: damaged manifest ({error}); remake the shards or remove this file") from None
+    if data.get("schema") != SCHEMA:
+        raise UserError(f"{path}: manifest of schema {data.get('schema')}, only {SCHEMA} is known; remake the shards")
     return from_dict(Manifest, data, str(path))
 
 

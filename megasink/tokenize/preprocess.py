@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from megasink.data.build import SPLITS, parse_split
 from megasink.data.indexed import idx_path
-from megasink.data.manifest import SCHEMA, Manifest, read_manifest
+from megasink.data.manifest import SCHEMA, Manifest, manifest_path, read_manifest
 from megasink.errors import UserError
 from megasink.tokenize.documents import Reader, Segment
 from megasink.tokenize.fast import fastest
@@ -37,6 +37,7 @@ def preprocess(config: PreprocessConfig) -> Summary:
     index, count = config.job()
     reader = Reader(config.json_key, config.skip_bad_documents)
     sources, units = _corpus(config, reader)
+    _protect_inputs(config, sources)
     reference = load_tokenizer(config.tokenizer, config.workers)
     encoder = _encoder(config, _choose_library(config, reference, reader, units))
     plan = Plan(units, _settings(config, sources, encoder.tokenizer))
@@ -81,12 +82,20 @@ def _make_units(
     total = sum(segment.size for number in todo for segment in plan.units[number])
     with (
         ThreadPoolExecutor(1) as executor,
-        tqdm(total=total or None, unit="B", unit_scale=True, desc="tokenize", disable=None, file=sys.stderr) as bar,
+        _progress_bar(total or None) as bar,
     ):
         speed = _Speed(bar)
         for number in todo:
             counts = write_part(folder, number, plan.units[number], reader, encoder, executor, speed.update)
             summary.add(counts, made_now=True)
+
+
+def _progress_bar(total: int | None) -> tqdm:
+    """On a terminal at once; in a log a line every 30 seconds, and none for a shorter run."""
+    quiet = 0 if sys.stderr.isatty() else 30
+    return tqdm(
+        total=total, unit="B", unit_scale=True, desc="tokenize", file=sys.stderr, delay=quiet, mininterval=quiet or 0.2
+    )
 
 
 class _Speed:
@@ -148,6 +157,19 @@ def _corpus(config: PreprocessConfig, reader: Reader) -> tuple[list[SourceFile],
     reader.hub = open_hub_dataset(config.hf_dataset, config.hf_config, config.hf_split)
     source = SourceFile(config.hf_dataset, "hub", "none", 0)
     return [source], [[Segment(source, shard, shard)] for shard in range(reader.hub.num_shards)]
+
+
+def _protect_inputs(config: PreprocessConfig, sources: list[SourceFile]) -> None:
+    """Nothing that is not ours is overwritten: corpus.json as input and corpus as prefix would do that."""
+    if config.output_prefix.endswith("/") or not config.output_prefix:
+        raise UserError(f"--output-prefix {config.output_prefix}: end it with a name, for example data/train")
+    for split in ("all",) if config.split is None else SPLITS:
+        path = manifest_path(_prefix(config, split))
+        if path.exists() and read_manifest(_prefix(config, split)) is None:
+            raise UserError(f"{path} is in the way (the manifest goes there); choose another --output-prefix")
+        outputs = {f"{_prefix(config, split)}{suffix}" for suffix in (".bin", ".idx")}
+        if clash := [source.path for source in sources if source.path in outputs]:
+            raise UserError(f"--output-prefix {config.output_prefix} would overwrite the input {clash[0]}")
 
 
 def _choose_library(

@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +48,7 @@ def find_sources(inputs: tuple[str, ...]) -> list[SourceFile]:
     first_name: dict[tuple[int, int], str] = {}
     for name in inputs:
         for path in _expand(name):
-            try:
-                with open(path, "rb") as file:
-                    status = os.fstat(file.fileno())
-            except OSError as error:
-                raise UserError(f"--input {path}: {error.strerror}") from None
+            status = _status(path)
             identity = (status.st_dev, status.st_ino)
             if identity in first_name:
                 raise UserError(f"--input {path}: the same file as {first_name[identity]}; every file is read once")
@@ -69,6 +66,17 @@ def classify(path: str) -> tuple[str, str]:
         compression = COMPRESSIONS[Path(path).suffix]
         inner = str(Path(path).with_suffix(""))
     return FORMATS.get(Path(inner).suffix, "text"), compression
+
+
+def _status(path: str) -> os.stat_result:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise UserError(f"--input {path}: not a file (a pipe or device); write its content to a file first")
+        open(path, "rb").close()  # may it be read?
+    except OSError as error:
+        raise UserError(f"--input {path}: {error.strerror}") from None
+    return status
 
 
 def _expand(name: str) -> Iterator[str]:
