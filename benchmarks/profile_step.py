@@ -1,0 +1,199 @@
+"""Where a training step's time goes: kernel time per category and the slowest kernels.
+
+    python benchmarks/profile_step.py --shape 1b --micro-batch-size 8 --accumulate 1 --out OUT [-- any megasink flag]
+
+Runs megasink's TrainEngine on random tokens in this process. Writes profile.json, and trace.json.gz with --keep-trace
+(for chrome://tracing or ui.perfetto.dev).
+"""
+
+import gzip
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from throughput.shapes import shape_named
+from throughput.trace import CATEGORIES, OPTIMIZER_RANGE, Kernel, busy_time, read_trace
+
+from megasink.config import RunConfig
+from megasink.config.checks import check_run
+from megasink.config.cli import parse_cli
+from megasink.data.atomic import write_atomic
+from megasink.errors import run_cli
+from megasink.train.launch import init_environment
+
+
+@dataclass
+class ProfileConfig:
+    """What is profiled."""
+
+    shape: str = "1b"
+    """tiny, 0.1b, 0.3b, 1b or 7b-cut."""
+    micro_batch_size: int = 8
+    """Sequences per forward pass."""
+    accumulate: int = 1
+    """Micro-batches per optimizer step."""
+    steps: int = 3
+    """Steps under the profiler; as many before them are timed without it, after 4 of warm-up."""
+    statistics: bool = False
+    """Gather light sink statistics in each step."""
+    slowest: int = 25
+    """Kernels listed."""
+    out: str = "profile-out"
+    """Folder of profile.json."""
+    keep_trace: bool = False
+    """Also keep the Chrome trace."""
+
+
+def main() -> None:
+    argv = sys.argv[1:]
+    at = argv.index("--") if "--" in argv else len(argv)
+    own = parse_cli(ProfileConfig, argv[:at], "Profile megasink's training step.")
+    shape = shape_named(own.shape)
+    run_flags = [
+        *shape.flags(),
+        *("--micro-batch-size", str(own.micro_batch_size)),
+        *("--global-batch-size", str(own.micro_batch_size * own.accumulate)),
+        *("--v-scale", "on", "--save", own.out, *argv[at + 1 :]),
+    ]
+    config = parse_cli(RunConfig, init_environment(run_flags))
+    check_run(config, int(os.environ["WORLD_SIZE"]))
+    result = profile(own, config)
+    out = Path(own.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "profile.json", (json.dumps(result, indent=1) + "\n").encode())
+    print(table(result))
+
+
+def profile(own: ProfileConfig, config: RunConfig) -> dict:
+    """Time steps without, then with the profiler. Times in milliseconds per step."""
+    import torch
+
+    from megasink.model.llama import blocks_of
+    from megasink.parallel.layout import build_layout
+    from megasink.stats.recorder import SinkRecorder
+    from megasink.train.distributed import end_distributed, start_distributed
+    from megasink.train.engine import TrainEngine
+
+    device = start_distributed()
+    engine = TrainEngine(config, build_layout(), device)
+    recorder = SinkRecorder(config.model, engine.layout, blocks_of(engine.model))
+    _mark_optimizer(engine.engine.optimizer)
+    generator = torch.Generator().manual_seed(0)
+    length, vocabulary = config.model.seq_length, config.model.vocab_size
+
+    def batch() -> list[tuple]:
+        text = torch.randint(vocabulary, (own.accumulate, own.micro_batch_size, length + 1), generator=generator)
+        tokens, labels = text[..., :-1].contiguous(), text[..., 1:].contiguous()
+        if device.type == "cuda":
+            tokens, labels = tokens.pin_memory(), labels.pin_memory()
+        return list(zip(tokens, labels, strict=True))
+
+    def step(micro_batches: list[tuple]) -> None:
+        engine.set_learning_rate(1e-4)
+        if own.statistics:
+            recorder.start()
+        engine.train_batch(micro_batches)
+        if own.statistics:
+            recorder.report(0, engine.gradient_scale)
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    batches = [batch() for _ in range(own.steps)]
+    for _ in range(4):
+        step(batches[0])
+    times = []
+    for micro_batches in batches:
+        wait()
+        began = time.perf_counter()
+        step(micro_batches)
+        wait()
+        times.append(time.perf_counter() - began)
+
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profiler:
+        for micro_batches in batches:
+            step(micro_batches)
+        wait()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        kernels, waits = read_trace(trace)
+        if own.keep_trace:
+            Path(own.out).mkdir(parents=True, exist_ok=True)
+            with open(trace, "rb") as plain, gzip.open(Path(own.out) / "trace.json.gz", "wb") as packed:
+                shutil.copyfileobj(plain, packed)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    end_distributed()
+    return summarise(own, kernels, waits, statistics.median(times)) | {"device": where, "peak_gib": peak}
+
+
+def summarise(own: ProfileConfig, kernels: list[Kernel], waits: dict[str, int], step_seconds: float) -> dict:
+    """Sums per step: milliseconds per category, the slowest kernels, what the device idles, calls that wait."""
+    per_step = 1e-3 / own.steps
+    by_category, by_name = defaultdict(lambda: [0.0, 0]), defaultdict(lambda: [0.0, 0])
+    for kernel in kernels:
+        for sums in (by_category[kernel.category], by_name[kernel.name, kernel.category]):
+            sums[0] += kernel.duration * per_step
+            sums[1] += 1
+    slowest = sorted(by_name.items(), key=lambda item: -item[1][0])[: own.slowest]
+    return {
+        "settings": vars(own),
+        "step_ms": step_seconds * 1e3,
+        "busy_ms": busy_time(kernels) * per_step,
+        "categories": {
+            name: {"ms": by_category[name][0], "kernels": by_category[name][1] / own.steps}
+            for name in CATEGORIES
+            if name in by_category
+        },
+        "slowest": [
+            {"name": name, "category": category, "ms": total, "calls": count / own.steps}
+            for (name, category), (total, count) in slowest
+        ],
+        "host_waits": {name: count / own.steps for name, count in waits.items()},
+    }
+
+
+def table(result: dict) -> str:
+    """One screen."""
+    lines = [f"{'per step':<16}{'ms':>9}{'share':>8}{'kernels':>9}"]
+    step = result["step_ms"]
+    for name, sums in sorted(result["categories"].items(), key=lambda item: -item[1]["ms"]):
+        lines.append(f"{name:<16}{sums['ms']:>9.2f}{sums['ms'] / step:>8.1%}{sums['kernels']:>9.0f}")
+    idle = step - result["busy_ms"]
+    lines.append(f"{'idle':<16}{idle:>9.2f}{idle / step:>8.1%}")
+    lines.append(f"{'step':<16}{step:>9.2f}   (without profiler; kernels overlap where the sum exceeds it)")
+    waits = ", ".join(f"{name} {count:.1f}" for name, count in result["host_waits"].items())
+    lines.append(f"host waits per step: {waits or 'none'}")
+    lines.append("")
+    for entry in result["slowest"]:
+        lines.append(f"{entry['ms']:>8.2f} ms{entry['calls']:>6.0f}x  {entry['category']:<14} {entry['name'][:88]}")
+    return "\n".join(lines)
+
+
+def _mark_optimizer(optimizer) -> None:
+    """Give the engine's optimizer step (norm, clipping, update, casts) a range of its own in the trace."""
+    import torch
+
+    plain_step = optimizer.step
+
+    def step(*args, **kwargs):
+        with torch.profiler.record_function(OPTIMIZER_RANGE):
+            return plain_step(*args, **kwargs)
+
+    optimizer.step = step
+
+
+if __name__ == "__main__":
+    run_cli(main)

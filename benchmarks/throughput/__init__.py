@@ -1,0 +1,1 @@
+"""One file per case of train_throughput.py, and what they share."""
