@@ -6,7 +6,7 @@ usage() {
   cat <<HELP
 usage: bash examples/quickstart.sh [--steps N] [--out DIR] [--no-setup]
 
-  --steps N    optimizer steps of each of the two models (default 300); asked for more later, training goes on
+  --steps N    optimizer steps of each of the two models (default 250); asked for more later, training goes on
   --out DIR    where everything is written (default quickstart-out)
   --no-setup   use the Python environment that is active instead of making .venv
 
@@ -19,7 +19,7 @@ fail() {
   exit 2
 }
 
-steps=300 out=quickstart-out setup=yes
+steps=250 out=quickstart-out setup=yes
 while [ $# -gt 0 ]; do
   case $1 in
     --steps=* | --out=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
