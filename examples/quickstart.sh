@@ -7,7 +7,7 @@ usage() {
 usage: bash examples/quickstart.sh [--steps N] [--out DIR] [--no-setup]
 
   --steps N    optimizer steps of each of the two models (default 250); asked for more later, training goes on
-  --out DIR    where everything is written (default quickstart-out)
+  --out DIR    where everything is written (default quickstart-out in the checkout)
   --no-setup   use the Python environment that is active instead of making .venv
 
 Under 10 minutes on 2 cores, installation included. Run again, it reuses what is done.
@@ -19,7 +19,8 @@ fail() {
   exit 2
 }
 
-steps=250 out=quickstart-out setup=yes
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+steps=250 out=$root/quickstart-out setup=yes
 while [ $# -gt 0 ]; do
   case $1 in
     --steps=* | --out=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
@@ -38,7 +39,7 @@ done
 [ -d "$out/.started" ] || [ -z "$(ls -A "$out")" ] || fail "--out $out: holds other files; choose a new or empty folder"
 mkdir -p "$out/.started"
 out=$(cd "$out" && pwd)
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$root"
 
 # step TITLE RESULT COMMAND...: makes RESULT unless it is there, made by this same command after the same earlier steps.
 # What stands in `unkeyed` is added to the command but does not make old results invalid.
