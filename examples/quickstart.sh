@@ -43,7 +43,7 @@ cd "$root"
 
 # step TITLE RESULT COMMAND...: makes RESULT unless it is there, made by this same command after the same earlier steps.
 # What stands in `unkeyed` is added to the command but does not make old results invalid.
-number=0 unkeyed=() key=$(cat examples/quickstart.yaml | sha256sum)
+number=0 unkeyed=() key=$(sha256sum <examples/quickstart.yaml)
 step() {
   local title="[$((++number))/7] $1" result=$2 stamp=$out/.started/$number
   shift 2
@@ -93,7 +93,7 @@ train() {  # train TITLE NAME FLAGS...
 }
 
 newest=$({ ls "$out"/{baseline,v_scale}/checkpoints 2>/dev/null || true; } | sed -n 's/^step_0*\([1-9]\)/\1/p' | sort -n | tail -n 1)
-if [ "${newest:-0}" -gt "$steps" ] && ! [ -d "$out/baseline/$checkpoint" -a -d "$out/v_scale/$checkpoint" ]; then
+if [ "${newest:-0}" -gt "$steps" ] && ! { [ -d "$out/baseline/$checkpoint" ] && [ -d "$out/v_scale/$checkpoint" ]; }; then
   fail "--steps $steps: $out is at step $newest already; ask for that many or more, or choose another --out"
 fi
 unkeyed=(--train-iters "$steps" --lr-warmup-iters $((steps < 20 ? steps : 20)))
