@@ -66,12 +66,12 @@ def run_config(case: Case) -> RunConfig:
     training = TrainingConfig(
         train_iters=STEPS, micro_batch_size=case.micro_batch, global_batch_size=GLOBAL_BATCH, precision=case.precision
     )
-    optimizer = OptimizerConfig(lr=3e-3, min_lr=3e-3, adam_eps=1e-6, clip_grad=case.clip)
+    optimizer = OptimizerConfig(lr=1e-3, min_lr=1e-3, adam_eps=1e-6, clip_grad=case.clip)
     return RunConfig(model_of(case.model), parallel, optimizer, training)
 
 
 def model_of(name: str) -> ModelConfig:
-    return tiny_config(num_layers=4, **MODELS[name])
+    return tiny_config(num_layers=4, init_method_std=0.1, **MODELS[name])
 
 
 def layout_of(case: Case) -> ParallelLayout:
