@@ -45,7 +45,11 @@ def deepspeed_config(config: RunConfig, replicas: int) -> dict:
         "pipeline": {"pipe_partitioned": False, "grad_partitioned": False},
     }
     if training.precision == "bf16":
-        merged |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        # immediate: a gradient goes into its fp32 sum as soon as it exists, and its bf16 form is freed
+        merged |= {
+            "bf16": {"enabled": True, "immediate_grad_update": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+        }
     return merged
 
 

@@ -130,9 +130,11 @@ def blocks_of(model: nn.Module) -> list[Block]:
     return [module for module in model.modules() if isinstance(module, Block)]
 
 
-def token_losses(logits: Tensor, labels: Tensor, config: ModelConfig, layout: ParallelLayout) -> Tensor:
+def token_losses(
+    logits: Tensor, labels: Tensor, config: ModelConfig, layout: ParallelLayout, compile: bool = False
+) -> Tensor:
     """Cross entropy per token, fp32 [B, T]; labels int64 [B, T], -100 where a token does not count."""
-    return vocab_parallel_cross_entropy(logits, labels, config.vocab_size, layout.tensor)
+    return vocab_parallel_cross_entropy(logits, labels, config.vocab_size, layout.tensor, compile)
 
 
 def _bind(forward: Callable[[nn.Module, Tensor], Tensor], module: nn.Module) -> Callable[[Tensor], Tensor]:

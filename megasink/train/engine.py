@@ -17,6 +17,7 @@ from megasink.config.deepspeed import deepspeed_config
 from megasink.model.llama import Layer, Llama, blocks_of, llama_layers, stage_blocks, token_losses
 from megasink.parallel.layout import ParallelLayout
 from megasink.parallel.pipeline import layer_bounds
+from megasink.train.bf16_step import fuse
 from megasink.train.clipping import GradientClip
 from megasink.train.distributed import quiet_stdout
 from megasink.train.optimizer import build_optimizer
@@ -47,13 +48,14 @@ class TrainEngine:
         self.layout = layout
         self.device = device
         self.pipelined = config.parallel.zero_stage <= 1
+        self.compiles = config.training.compile and device.type == "cuda"
         topology = PipeModelDataParallelTopology(layout.pipeline.size, layout.tensor.size, layout.replica.size)
         with quiet_stdout():
             self.model = self._build_model(topology)
             if initial_weights is not None:
                 load_weights(self.model, config.model, initial_weights)
             for block in blocks_of(self.model):
-                block.prepare(config.parallel.recompute, compile=config.training.compile and device.type == "cuda")
+                block.prepare(config.parallel.recompute, self.compiles)
             optimizer = build_optimizer(self.model, config.optimizer)
             self.clip = None
             if config.parallel.zero_stage == 0:
@@ -65,6 +67,7 @@ class TrainEngine:
                 mpu=None if self.pipelined else PipelineParallelGrid(topology, dist.group.WORLD),
                 dist_init_required=False,
             )
+            fuse(self.engine.optimizer, self.compiles)
 
     @property
     def gradient_scale(self) -> float:
@@ -137,7 +140,7 @@ class TrainEngine:
 
     def _loss(self, logits: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
         labels, weight = targets
-        return token_losses(logits, labels, self.config.model, self.layout).sum() * weight
+        return token_losses(logits, labels, self.config.model, self.layout, self.compiles).sum() * weight
 
     def _build_model(self, topology: PipeModelDataParallelTopology) -> nn.Module:
         model, seed = self.config.model, self.config.training.seed

@@ -1,0 +1,137 @@
+"""DeepSpeed's bf16 optimizer with fewer passes over memory and no wait for the device.
+
+Per step DeepSpeed widens, adds and zeroes gradients, scales them to clip, runs AdamW, and casts the weights: each its
+own pass over every parameter, with the host waiting for the norm in between. Here the first micro-batch is copied
+instead of added to zeros, and one kernel reads a gradient once, clips it, updates master weight and moments, and writes
+the bf16 weight. A norm that is not finite leaves everything as it was.
+"""
+
+import torch
+from deepspeed.runtime.base_optimizer import ZeROOptimizer
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.utils import all_gather_dp_groups
+from torch import Tensor
+from torch import distributed as dist
+
+
+class FusedBF16Optimizer(BF16_Optimizer):
+    """Same state and checkpoints as BF16_Optimizer around torch.optim.AdamW; use `fuse` to make one."""
+
+    def _update_hp_grad(self, lp: Tensor, group_idx: int, param_idx: int, clear_lp_grads: bool) -> None:
+        """Take one parameter's micro-batch gradient into its fp32 sum."""
+        if lp.grad is None:
+            return
+        total = self.fp32_groups_gradients[group_idx][param_idx]
+        gradient = lp.grad.view(total.shape)
+        if self.fp32_groups_has_gradients[group_idx][param_idx]:
+            total.add_(gradient)
+        else:
+            total.copy_(gradient)
+        lp._hp_grad = total
+        self.fp32_groups_has_gradients[group_idx][param_idx] = True
+        if clear_lp_grads:
+            lp.grad = None
+
+    def clear_hp_grads(self) -> None:
+        """What is there is overwritten by the next micro-batch."""
+        for i, group in enumerate(self.fp32_groups_gradients):
+            self.fp32_groups_has_gradients[i] = [False] * len(group)
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """Clip, AdamW and cast; the update is left out on the device where the gradient norm is not finite."""
+        for gradients, present in zip(self.fp32_groups_gradients, self.fp32_groups_has_gradients, strict=True):
+            absent = [gradient for gradient, there in zip(gradients, present, strict=True) if not there]
+            if absent:
+                torch._foreach_zero_(absent)
+        norm = self._gradient_norm()
+        self._global_grad_norm = norm
+        finite = norm.isfinite()
+        divisor = (norm / self.clip_grad).clamp(min=1.0) if self.clip_grad > 0 else torch.ones_like(norm)
+        update = _compiled_adamw if norm.is_cuda and self.compile_step else _adamw
+        for i, group in enumerate(self.optimizer.param_groups):
+            master = self.fp32_groups_flat_partition[i]
+            state = self._moments(master)
+            own = self.bf16_partitioned_groups[i][dist.get_rank(group=self.real_dp_process_group[i])]
+            update(
+                master.detach(),
+                own,
+                self.fp32_groups_gradient_flat_partition[i],
+                state["exp_avg"],
+                state["exp_avg_sq"],
+                state["step"],
+                torch.full((), group["lr"], device=norm.device),
+                divisor,
+                finite,
+                *group["betas"],
+                group["eps"],
+                group["weight_decay"],
+            )
+        self._lazy_init_hp_params_optimizer_state()
+        all_gather_dp_groups(
+            groups_flat=self.bf16_groups_flat,
+            partitioned_param_groups=self.bf16_partitioned_groups,
+            dp_process_group=self.real_dp_process_group,
+            start_alignment_factor=self.nccl_start_alignment_factor,
+            allgather_bucket_size=self.allgather_bucket_size,
+        )
+        self.clear_hp_grads()
+
+    def _gradient_norm(self) -> Tensor:
+        """Global 2-norm: each parameter once over the tensor- and pipeline-parallel ranks, fp32 on the device."""
+        gradients, _ = self.get_grads_for_norm()
+        device = self.fp32_groups_gradients_flat[0].device
+        squares = torch.zeros((), device=device)
+        if gradients:
+            squares = torch.stack(torch._foreach_norm(gradients)).square().sum()
+        if self.mpu is not None:
+            dist.all_reduce(squares, group=self.mpu.get_model_parallel_group())
+        return squares.sqrt()
+
+    def _moments(self, master: Tensor) -> dict[str, Tensor]:
+        """AdamW's state of one flat partition, as torch names it."""
+        state = self.optimizer.state[master]
+        if not state:
+            state["step"] = torch.zeros((), device=master.device)
+            state["exp_avg"] = torch.zeros_like(master)
+            state["exp_avg_sq"] = torch.zeros_like(master)
+        return state
+
+
+def fuse(optimizer: ZeROOptimizer, compile: bool) -> None:
+    """Turn the optimizer DeepSpeed made into the fused one, where it is its bf16 optimizer (ZeRO 0 and 1)."""
+    if type(optimizer) is BF16_Optimizer:
+        optimizer.__class__ = FusedBF16Optimizer  # adds behaviour only; DeepSpeed offers no place to name a class
+        optimizer.compile_step = compile
+
+
+def _adamw(
+    master: Tensor,
+    low: Tensor,
+    gradient: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    divisor: Tensor,
+    finite: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """AdamW (arXiv 1711.05101) in place over flat fp32 tensors [n]; `low` [n] receives the weights in its own dtype."""
+    step += finite
+    gradient = gradient / divisor
+    first = beta1 * exp_avg + (1.0 - beta1) * gradient
+    second = beta2 * exp_avg_sq + (1.0 - beta2) * gradient * gradient
+    denominator = (second / (1.0 - beta2**step)).sqrt() + eps
+    weights = master * (1.0 - lr * weight_decay) - lr / (1.0 - beta1**step) * first / denominator
+    weights = torch.where(finite, weights, master)
+    exp_avg.copy_(torch.where(finite, first, exp_avg))
+    exp_avg_sq.copy_(torch.where(finite, second, exp_avg_sq))
+    master.copy_(weights)
+    low.copy_(weights)
+
+
+_compiled_adamw = torch.compile(_adamw)
