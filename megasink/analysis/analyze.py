@@ -80,10 +80,7 @@ def _measure_all(
     with tqdm(total=total, unit="tok", unit_scale=True, disable=None) as bar:
 
         def measure_settings(model: Llama, step: int | None) -> list[Measurement]:
-            return [
-                measure(model, sequences.samples, step, lambda length=sequences.seq_length: bar.update(length))
-                for sequences in settings
-            ]
+            return [measure(model, sequences.samples, step, bar.update) for sequences in settings]
 
         for label, source in zip(labels, sources, strict=True):
             bar.set_description(label)

@@ -1,78 +1,58 @@
 """Runs a model over sequences, forward and backward, through the same recorder that training uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from megasink.analysis.measured import Measurement
+from megasink.analysis.per_sequence import PerSequenceRecorder
 from megasink.model.llama import Llama, blocks_of, token_losses
-from megasink.stats.measures import ratios_of_means
-from megasink.stats.recorder import SinkRecorder
-from megasink.stats.report import SinkReport
+from megasink.stats.recorder import Level, SinkRecorder
 
-_SAME_FOR_ALL = ("position_start", "position_end", "theta", "v_scale_c")
+_TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
 
 
-def measure(model: Llama, samples: np.ndarray, step: int | None, advance: Callable[[], None]) -> Measurement:
-    """Measure `model` on `samples`, in the precision of its weights.
-
-    Each sequence is recorded by itself, so that intervals over sequences can be given; the report of all is their mean,
-    exactly what one report over the whole batch would hold. Gradients are those of the mean loss over all tokens.
+def measure(
+    model: Llama, samples: np.ndarray, step: int | None, advance: Callable[[int], object], level: Level = "full"
+) -> Measurement:
+    """Measure `model` on `samples` in the precision of its weights; gradients are of the mean loss over all tokens.
 
     Args:
         model: on its device, without gradients of parameters (only those of activations are needed).
         samples: int64 [S, T + 1].
         step: training steps the weights have seen; None if unknown.
-        advance: called after each sequence.
-
-    Raises:
-        RuntimeError: out of memory.
+        advance: called with the number of tokens done after each micro-batch.
+        level: which statistics.
     """
     device = next(model.parameters()).device
-    recorder = SinkRecorder(model.config, model.layout, blocks_of(model))
-    reports, losses = [], []
-    for sample in samples:
-        tokens = torch.from_numpy(sample).to(device)
-        recorder.start()
-        loss = token_losses(model(tokens[None, :-1]), tokens[None, 1:], model.config, model.layout)
-        loss.sum().backward()
-        # the sum's gradient is far from fp32's smallest numbers; the whole batch's mean may not be
-        reports.append(recorder.report(step, gradient_scale=1.0 / samples[:, 1:].size))
-        losses.append(float(loss.detach().double().mean()))
-        advance()
-    return Measurement(_mean_report(reports), _per_sequence(reports, losses))
+    blocks = blocks_of(model)
+    recorder = SinkRecorder(model.config, model.layout, blocks)
+    per_sequence = PerSequenceRecorder(recorder, blocks)
+    recorder.start(level)
+    losses = []
+    for batch in _micro_batches(samples, _TOKENS_AT_ONCE[device.type]):
+        tokens = torch.from_numpy(batch).to(device)
+        losses.append(_backward(model, tokens))
+        advance(batch[:, 1:].size)
+    # the sum's gradient is far from fp32's smallest numbers; the whole batch's mean may not be
+    report = recorder.report(step, gradient_scale=1.0 / samples[:, 1:].size)
+    return Measurement(report, {"loss": torch.cat(losses).cpu().numpy()} | per_sequence.collect())
 
 
-def _mean_report(reports: list[SinkReport]) -> SinkReport:
-    """One report over all sequences from one report each."""
-    arrays = {}
-    for name, first in reports[0].arrays.items():
-        each = [report[name] for report in reports]
-        if name in _SAME_FOR_ALL:
-            arrays[name] = first
-        elif name.startswith("gradient_sink_"):  # one figure per sequence
-            arrays[name] = np.concatenate(each, axis=1)
-        elif name.endswith("_max"):
-            arrays[name] = np.max(each, axis=0)
-        elif name == "position_count":
-            arrays[name] = np.sum(each, axis=0)
-        else:
-            arrays[name] = np.mean(each, axis=0)
-    arrays |= ratios_of_means(arrays)
-    count = len(reports)
-    meta = reports[0].meta | {"sequences": count, "tokens": count * reports[0].meta["seq_length"]}
-    return SinkReport(meta, arrays)
+def _backward(model: Llama, tokens: Tensor) -> Tensor:
+    """Gradients of the summed loss of tokens [B, T + 1]; returns each sequence's mean loss, float64 [B]."""
+    loss = token_losses(model(tokens[:, :-1]), tokens[:, 1:], model.config, model.layout)
+    loss.sum().backward()
+    return loss.detach().double().mean(dim=1)
 
 
-def _per_sequence(reports: list[SinkReport], losses: list[float]) -> dict[str, np.ndarray]:
-    """The table's figures by sequence and layer, [S, L]."""
-    figures = {
-        "attention_sink": [report["attention_sink"].mean(axis=1) for report in reports],
-        "hidden_t0": [report["hidden_norm"][:, 0] for report in reports],
-        "hidden_t0_over_early": [report["hidden_t0_over_early"] for report in reports],
-        "mlp_t0": [report["mlp_out_norm"][:, 0] for report in reports],
-        "gradient_sink_ratio": [report["gradient_sink_ratio"][:, 0] for report in reports],
-        "gradient_sink_ratio_early": [report["gradient_sink_ratio_early"][:, 0] for report in reports],
-    }
-    return {"loss": np.array(losses)} | {name: np.stack(rows) for name, rows in figures.items()}
+def _micro_batches(samples: np.ndarray, tokens_at_once: int) -> Iterator[np.ndarray]:
+    """The samples in order, in equal parts but for the first: the recorder takes the last one's size for all."""
+    size = max(1, tokens_at_once // samples.shape[1])
+    first = len(samples) % size
+    if first:
+        yield samples[:first]
+    for start in range(first, len(samples), size):
+        yield samples[start : start + size]

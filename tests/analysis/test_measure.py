@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from megasink.analysis import measure as measure_module
 from megasink.analysis.measure import measure
 from megasink.checkpoint.weights import gather_weights
 from megasink.model.llama import blocks_of, token_losses
@@ -27,7 +28,7 @@ def samples_for(config) -> np.ndarray:
 
 
 def measured(model):
-    return measure(model, samples_for(model.config), step=20, advance=lambda: None)
+    return measure(model, samples_for(model.config), step=20, advance=lambda tokens: None)
 
 
 def test_equals_the_naive_reference(model):
@@ -75,18 +76,29 @@ def test_equals_the_naive_reference(model):
     np.testing.assert_allclose(result.loss, loss.item(), rtol=1e-12)
 
 
+def test_parts_of_the_samples_change_nothing(model, monkeypatch):
+    """Two sequences at a time, and one left over, give the report of all three together."""
+    together = measured(model)
+    monkeypatch.setitem(measure_module._TOKENS_AT_ONCE, "cpu", 2 * (model.config.seq_length + 1))
+    apart = measured(model)
+    for name, array in together.report.arrays.items():
+        np.testing.assert_allclose(apart.report[name], array, rtol=1e-10, atol=1e-14, err_msg=name)
+    for name, array in together.per_sequence.items():
+        np.testing.assert_allclose(apart.per_sequence[name], array, rtol=1e-10, atol=1e-14, err_msg=name)
+
+
 def test_equals_one_live_report_of_the_whole_batch(model):
     config = model.config
     text = torch.from_numpy(samples_for(config))
     recorder = SinkRecorder(config, model.layout, blocks_of(model))
-    recorder.start()
+    recorder.start("full")
     token_losses(model(text[:, :-1]), text[:, 1:], config, model.layout).mean().backward()
     live = recorder.report(step=20)
     result = measured(model)
     assert result.report.meta == live.meta
     assert result.report.arrays.keys() == live.arrays.keys()
     for name, array in live.arrays.items():
-        np.testing.assert_allclose(result.report[name], array, rtol=1e-10, err_msg=name)
+        np.testing.assert_allclose(result.report[name], array, rtol=1e-10, atol=1e-14, err_msg=name)
 
 
 def test_per_sequence_figures_average_to_the_report(model):
