@@ -7,6 +7,7 @@ configuration and `state.json`, which is written last.
 import contextlib
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -14,10 +15,13 @@ import deepspeed
 import torch.distributed as dist
 from torch import nn
 
+from megasink.checkpoint.trust import only_data
+from megasink.checkpoint.universal import load_moved, universal_info, why_not_movable
 from megasink.checkpoint.weights import gather_weights, save_index, save_weights
 from megasink.config import RunConfig
 from megasink.config.cli import to_yaml
 from megasink.errors import UserError
+from megasink.model.llama import stage_blocks
 from megasink.parallel.layout import ParallelLayout
 
 STATE_FILE = "state.json"
@@ -47,11 +51,12 @@ def save_checkpoint(
         temporary.mkdir()
     dist.barrier()
     if engine is not None:
+        model.universal_checkpoint_info = universal_info(config.model, layout)
         engine.save_checkpoint(str(checkpoints), tag=temporary.name, save_latest=False)
     partitioned = list(model.parameters()) if config.parallel.zero_stage == 3 and engine is not None else None
     with deepspeed.zero.GatheredParameters(partitioned) if partitioned else contextlib.nullcontext():
         weights = gather_weights(model, config.model, layout)
-    if weights and layout.data.rank == 0:
+    if weights and layout.replica.rank == 0:
         save_weights(weights, temporary, layout.pipeline.rank, layout.pipeline.size)
     dist.barrier()
     if first:
@@ -71,23 +76,32 @@ def save_checkpoint(
 def load_checkpoint(
     checkpoint: Path, config: RunConfig, layout: ParallelLayout, engine: deepspeed.DeepSpeedEngine
 ) -> dict:
-    """Restore weights and optimizer of a checkpoint made with the same layout; returns its state.
+    """Restore weights and optimizer of a checkpoint, whatever layout it was made with; returns its state.
 
     Raises:
-        UserError: another layout, or files DeepSpeed cannot read.
+        UserError: a layout it cannot move to, or files DeepSpeed cannot read.
     """
     state = read_state(checkpoint)
-    here = describe_layout(config, layout)
-    if state["layout"] != here:
-        differing = [
-            f"{key} {state['layout'][key]} (now {here[key]})" for key in here if state["layout"][key] != here[key]
-        ]
+    saved, here = state["layout"], describe_layout(config, layout)
+    if saved != here:
+        reason = why_not_movable(saved, here)
+        if reason is not None:
+            differing = [f"{key} {saved.get(key)} (now {here[key]})" for key in here if saved.get(key) != here[key]]
+            raise UserError(
+                f"{checkpoint} was saved with another layout, {', '.join(differing)}: {reason}; or start from its "
+                f"weights alone with --load {checkpoint}"
+            )
+        load_moved(checkpoint, engine)
+        return state
+    try:
+        with only_data():
+            # load_checkpoint only warns and returns None where files are missing
+            path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
         raise UserError(
-            f"{checkpoint} was saved with another layout: {', '.join(differing)}; resume with the same, or start from "
-            f"its weights alone with --load {checkpoint}"
-        )
-    # load_checkpoint only warns and returns None where files are missing
-    path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+            f"{checkpoint}: DeepSpeed's files are damaged ({str(error).splitlines()[0]}); remove this checkpoint to "
+            "use an older one"
+        ) from None
     if path is None:
         raise UserError(
             f"{checkpoint}: DeepSpeed's files are missing or damaged; remove this checkpoint to use an older one"
@@ -115,9 +129,11 @@ def read_state(checkpoint: Path) -> dict:
 
 
 def describe_layout(config: RunConfig, layout: ParallelLayout) -> dict:
+    """What DeepSpeed's files depend on."""
     return {
         "tensor_parallel": layout.tensor.size,
         "pipeline_parallel": layout.pipeline.size,
-        "data_parallel": layout.data.size,
+        "data_parallel": layout.replica.size,
         "zero_stage": config.parallel.zero_stage,
+        "stage_blocks": stage_blocks(config.model, config.parallel),
     }

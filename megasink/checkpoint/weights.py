@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from megasink.config import ModelConfig
 from megasink.errors import UserError
-from megasink.model.llama import parameter_prefixes
+from megasink.model.llama import Llama, parameter_prefixes
 from megasink.parallel.layout import ParallelLayout
 
 SINGLE_FILE = "model.safetensors"
@@ -28,6 +28,16 @@ def hugging_face_name(config: ModelConfig, name: str) -> str:
     prefixes = parameter_prefixes(config)
     module = next(prefix for prefix in prefixes if name.startswith(f"{prefix}."))
     return prefixes[module] + name.removeprefix(module)
+
+
+def expected_weights(config: ModelConfig) -> dict[str, list[int]]:
+    """Shape of every whole parameter by Hugging Face name, the vocabulary unpadded."""
+    with torch.device("meta"):
+        model = Llama(config)
+    return {
+        hugging_face_name(config, name): [parameter.shard.valid or parameter.shape[0], *parameter.shape[1:]]
+        for name, parameter in model.named_parameters()
+    }
 
 
 @torch.no_grad()

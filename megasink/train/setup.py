@@ -45,7 +45,10 @@ def _prepare(config: RunConfig, device: torch.device) -> Run:
 
     parallel = config.parallel
     layout = build_layout(
-        parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.sequence_parallel
+        parallel.tensor_model_parallel_size,
+        parallel.pipeline_model_parallel_size,
+        parallel.sequence_parallel,
+        parallel.context_parallel_size,
     )
     initial = None if config.checkpoint.load is None else _weights_folder(config.checkpoint.load)
     engine = agree(lambda: TrainEngine(config, layout, device, initial))

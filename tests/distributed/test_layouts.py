@@ -77,6 +77,7 @@ BF16 = {
     4: [
         Case("v_scale_gqa", precision="bf16", tensor=2, pipeline=2),
         Case("v_scale_gqa", precision="bf16", tensor=2, zero=2),
+        Case("v_scale_gqa", precision="bf16", pipeline=2),
     ],
 }
 SHARES = {  # parameters whose share of the gradient norm is looked at by itself
@@ -102,7 +103,9 @@ SHARE_LAYOUTS = {
     ],
 }
 BF16_LOSS = 2e-3  # largest relative difference seen: 6e-4
+BF16_NORM = 1e-2
 BF16_WEIGHTS = 4e-3
+BF16_THETA = 0.1  # it began at 0: what little there is of it are ten steps' rounded gradients
 
 
 def run_cases(cases: list[Case], share_cases: list[Case]) -> tuple[list[dict], list[dict]]:
@@ -163,7 +166,8 @@ def test_layout_trains_as_one_process_in_bf16(results, world, case):
     expected = results[1, Case(case.model, micro_batch=2, precision="bf16")][0]
     for rank in results[world, case]:
         assert rank["losses"] == pytest.approx(expected["losses"], rel=BF16_LOSS)
-    assert_weights_near(results[world, case], expected, BF16_WEIGHTS)
+        assert rank["norms"] == pytest.approx(expected["norms"], rel=BF16_NORM)
+    assert_weights_near(results[world, case], expected, BF16_WEIGHTS, BF16_THETA)
 
 
 def test_bf16_follows_fp32(results):
@@ -179,12 +183,13 @@ def test_each_parameter_counts_once_in_the_gradient_norm(results, world, case):
         assert rank == pytest.approx(expected, rel=1e-5)
 
 
-def assert_weights_near(ranks: list[dict], expected: dict, bound: float) -> None:
+def assert_weights_near(ranks: list[dict], expected: dict, bound: float, theta_bound: float | None = None) -> None:
     seen = set()
     for rank in ranks:
         for name, weight in rank["weights"].items():
             reference = expected["weights"][name].double()
             difference = (weight.double() - reference).norm() / reference.norm()
-            assert torch.isfinite(difference) and difference <= bound, f"{name}: {difference:.2e}"
+            allowed = theta_bound if theta_bound is not None and name.endswith("theta") else bound
+            assert torch.isfinite(difference) and difference <= allowed, f"{name}: {difference:.2e}"
             seen.add(name)
     assert seen == set(expected["weights"])
