@@ -23,7 +23,7 @@ ONLY_IN = {
     "torch.distributed": {"parallel", "checkpoint", "stats", "train"},
     "torch.cuda": {"parallel", "checkpoint", "stats", "train"},
     "wandb": {"train"},
-    "matplotlib": {"analysis"},
+    "matplotlib": {"analysis", "train"},
 }
 NEVER_IN = {"torch": {"tokenize", "errors", "config"}}
 

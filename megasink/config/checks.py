@@ -100,8 +100,9 @@ def _check_schedule(optimizer: OptimizerConfig, training: TrainingConfig) -> Non
 
 def _check_statistics(sink_stats: SinkStatsConfig, model: ModelConfig) -> None:
     _require(
-        sink_stats.sink_stats_interval == 0 or model.seq_length >= 16,
-        f"--sink-stats-interval compares token 0 with positions 1..15; --seq-length {model.seq_length} is too short",
+        sink_stats.level_at(0) is None or model.seq_length >= 16,
+        f"--sink-stats compares token 0 with positions 1..15; --seq-length {model.seq_length} is too short; "
+        "give --sink-stats off",
     )
 
 
@@ -133,6 +134,7 @@ def _check_positive(config: RunConfig) -> None:
         "save-interval": config.checkpoint.save_interval,
         "eval-interval": training.eval_interval,
         "sink-stats-interval": config.sink_stats.sink_stats_interval,
+        "sink-stats-full-interval": config.sink_stats.sink_stats_full_interval,
         "clip-grad": config.optimizer.clip_grad,
         "weight-decay": config.optimizer.weight_decay,
         "min-lr": config.optimizer.min_lr,

@@ -12,6 +12,10 @@ from pydantic import ConfigDict
 _STRICT_KEYS = ConfigDict(extra="forbid")
 
 
+def _due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
 @dataclass
 class ModelConfig:
     """Shape and numerics of the Llama."""
@@ -190,12 +194,22 @@ class CheckpointConfig:
 
 @dataclass
 class SinkStatsConfig:
-    """Live sink statistics."""
+    """Live sink statistics (docs/sink-stats.md). Those of step 0, the untrained weights, are the null."""
 
     __pydantic_config__ = _STRICT_KEYS
 
-    sink_stats_interval: int = 0
-    """Gather sink statistics every this many steps (and at step 0, the null); 0: never."""
+    sink_stats: Literal["off", "light", "full"] = "full"
+    """off; light: what can be taken every step, every sink_stats_interval; full: all of it besides, now and then."""
+    sink_stats_interval: int = 100
+    """Take light statistics every this many steps; 0: never."""
+    sink_stats_full_interval: int = 1000
+    """Take full statistics every this many steps, with --sink-stats full; 0: never."""
+
+    def level_at(self, step: int) -> Literal["light", "full"] | None:
+        """What to take in the step after `step` steps."""
+        if self.sink_stats == "full" and _due(step, self.sink_stats_full_interval):
+            return "full"
+        return "light" if self.sink_stats != "off" and _due(step, self.sink_stats_interval) else None
 
 
 @dataclass

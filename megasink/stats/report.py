@@ -77,20 +77,3 @@ class SinkReport:
         if meta.get("schema") != SCHEMA:
             raise UserError(f"{path}: schema {meta.get('schema')!r}, this version reads {SCHEMA!r}")
         return cls(meta, arrays)
-
-
-def scalars(report: SinkReport) -> dict[str, float]:
-    """The figures of one report that fit one line: layer means, and maxima over layers where a peak tells more."""
-    hidden_first = report["hidden_norm"][:, 0]
-    return {
-        "attention_sink_mean": float(report["attention_sink"].mean()),
-        "attention_sink_max_head": float(report["attention_sink"].max()),
-        "gradient_sink_ratio_median": float(np.median(report["gradient_sink_ratio"])),
-        "gradient_sink_ratio_early_median": float(np.median(report["gradient_sink_ratio_early"])),
-        "hidden_norm_t0_mean": float(hidden_first.mean()),
-        "hidden_norm_t0_max": float(hidden_first.max()),
-        "hidden_t0_over_early_mean": float(report["hidden_t0_over_early"].mean()),
-        "mlp_out_norm_t0_mean": float(report["mlp_out_norm"][:, 0].mean()),
-        "value_norm_t0_mean": float(report["value_norm"][:, :, 0].mean()),
-        "value_grad_norm_t0_mean": float(report["value_grad_norm"][:, :, 0].mean()),
-    }

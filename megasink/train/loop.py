@@ -101,13 +101,13 @@ def save(run: Run) -> None:
 
 def _train_step(run: Run, lr: float) -> torch.Tensor:
     """One optimizer step; with statistics where they are due. They describe the weights before the step."""
-    step, interval = run.progress.step, run.config.sink_stats.sink_stats_interval
-    records = interval > 0 and step % interval == 0
+    step = run.progress.step
+    level = run.config.sink_stats.level_at(step)
     run.engine.set_learning_rate(lr)
-    if records:
-        run.recorder.start()
+    if level is not None:
+        run.recorder.start(level)
     loss = run.engine.train_batch(run.train.at(run.progress.consumed_samples))
-    if records:
+    if level is not None:
         report = run.recorder.report(step, run.engine.gradient_scale)
         if run.log is not None:
             run.log.log_sinks(report)

@@ -4,11 +4,16 @@ import json
 import math
 import os
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 from megasink.config import RunConfig
-from megasink.stats.report import SinkReport, scalars
+from megasink.stats.alerts import GrowthWatch
+from megasink.stats.report import SinkReport
+from megasink.stats.scalars import scalars, with_null
+from megasink.train.background import Background
 from megasink.train.run_folder import RunFolder, write_text
+from megasink.train.sink_charts import draw_charts, layer_scalars
 from megasink.train.tracker import Tracker
 
 
@@ -18,13 +23,17 @@ class RunLog:
     def __init__(self, folder: RunFolder, config: RunConfig, first_step: int):
         self.folder = folder
         self.config = config
+        self.first_step = first_step
         self.scalars = folder.sink_stats / "scalars.jsonl"
         self.latest_sinks: dict[str, float] | None = None
+        self.null = self._stored_null()
+        self.growth = GrowthWatch()
+        self.background = Background()
+        self.charts: Future | None = None
         _keep_steps(folder.metrics, last=first_step)
         _keep_steps(self.scalars, last=first_step - 1)
         self.tracker = Tracker(config, folder.path)
         self.started = time.monotonic()
-        self.first_step = first_step
 
     def say(self, text: str) -> None:
         """One line for the person who watches."""
@@ -37,16 +46,45 @@ class RunLog:
         self.say(self._console_line(metrics))
 
     def log_sinks(self, report: SinkReport) -> None:
-        """One sink report: its npz (the null's own at step 0), one line of scalars, wandb."""
+        """One sink report: its npz, one line of scalars beside their nulls, wandb, and a warning where norms grow.
+
+        That of step 0 is the null, unless the run started from given weights.
+        """
         step = report.meta["step"]
-        report.save(self.folder.sink_stats / f"step_{step:08d}.npz")
-        if step == 0:
-            report.save(self.folder.sink_stats / "null.npz")
+        self.background.submit(report.save, self.folder.sink_stats / f"step_{step:08d}.npz")
+        if step == 0 and self.config.checkpoint.load is None:
+            self.background.submit(report.save, self.folder.sink_stats / "null.npz")
+            self.null = report
         self.latest_sinks = scalars(report)
-        _append(self.scalars, {"step": step} | self.latest_sinks)
-        self.tracker.log({f"sink_stats/{name}": value for name, value in self.latest_sinks.items()}, step)
+        null = {} if self.null is None else scalars(self.null)
+        line = with_null(self.latest_sinks, null)
+        _append(self.scalars, {"step": step} | line)
+        self.tracker.log({f"sink_stats/{name}": value for name, value in line.items()}, step)
+        self.tracker.log(layer_scalars(report), step)
+        self._log_charts(report)
+        for warning in self.growth.check(self.latest_sinks, null):
+            self.say(f"warning: step {step}: {warning}")
+            self.tracker.alert("Massive activations grow", f"step {step}: {warning}")
+
+    def _stored_null(self) -> SinkReport | None:
+        """The null of the run that is resumed."""
+        path = self.folder.sink_stats / "null.npz"
+        return SinkReport.load(path) if self.first_step > 0 and path.exists() else None
+
+    def _log_charts(self, report: SinkReport) -> None:
+        """Have a full report's charts drawn; they reach wandb with a later report, wandb knowing no way back."""
+        step = report.meta["step"]
+        if self.charts is not None and self.charts.done():
+            self.tracker.log_images(self.charts.result(), step)
+            self.charts = None
+        if self.tracker.run is not None and self.charts is None and report.meta["level"] == "full":
+            self.charts = self.background.submit(draw_charts, report, self.null)
 
     def close(self) -> None:
+        """Wait until all is written."""
+        self.background.close()
+        if self.charts is not None:
+            self.tracker.log_images(self.charts.result(), step=None)
         self.tracker.finish()
 
     def _console_line(self, metrics: dict) -> str:
@@ -60,14 +98,24 @@ class RunLog:
         if metrics["mfu"] is not None:
             parts.append(f"MFU {metrics['mfu']:.1%}")
         if self.latest_sinks is not None:
-            sinks = self.latest_sinks
-            parts.append(
-                f"sink {sinks['attention_sink_mean']:.3f} R_GS {sinks['gradient_sink_ratio_median']:.1f} "
-                f"|x0| {sinks['hidden_norm_t0_mean']:.1f} ({sinks['hidden_t0_over_early_mean']:.1f}x)"
-            )
+            parts.append(self._sink_part())
         done = step - self.first_step
         remaining = (time.monotonic() - self.started) / done * (total - step) if done else math.nan
         return "  ".join([*parts, f"ETA {_clock(remaining)}"])
+
+    def _sink_part(self) -> str:
+        """Sinks of the latest report, each ratio beside its null."""
+        sinks = self.latest_sinks
+        null = {} if self.null is None else scalars(self.null)
+
+        def figure(name: str, decimals: int) -> str:
+            shown = f"{sinks[name]:.{decimals}f}"
+            return shown if name not in null else f"{shown} (null {null[name]:.{decimals}f})"
+
+        return (
+            f"sink {figure('attention_sink_mean', 3)}  R_GS {figure('gradient_sink_ratio_early_median', 1)}  "
+            f"|x0| {sinks['hidden_norm_t0_mean']:.1f}, {figure('hidden_t0_over_early_mean', 1)}x early"
+        )
 
 
 def _append(path: Path, record: dict) -> None:

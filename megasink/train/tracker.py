@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from megasink.config import RunConfig
 
 
@@ -39,6 +41,25 @@ class Tracker:
             return
         try:
             self.run.log({name: value for name, value in values.items() if value is not None}, step=step)
+        except Exception as error:
+            self._give_up(error)
+
+    def log_images(self, images: dict[str, Image.Image], step: int | None) -> None:
+        if self.run is None:
+            return
+        try:
+            import wandb
+
+            self.run.log({name: wandb.Image(image) for name, image in images.items()}, step=step)
+        except Exception as error:
+            self._give_up(error)
+
+    def alert(self, title: str, text: str) -> None:
+        """Tell the people who follow the run there."""
+        if self.run is None:
+            return
+        try:
+            self.run.alert(title=title, text=text)
         except Exception as error:
             self._give_up(error)
 

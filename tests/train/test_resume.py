@@ -53,7 +53,8 @@ def test_sink_reports_are_equal_bit_for_bit(whole_and_halves):
     for name in names:
         whole, halves = (np.load(run / "sink_stats" / name, allow_pickle=False) for run in whole_and_halves)
         assert whole.files == halves.files
-        assert all(np.array_equal(whole[array], halves[array]) for array in whole.files), name
+        for array in whole.files:
+            np.testing.assert_array_equal(whole[array], halves[array], err_msg=f"{name}: {array}")
     whole, halves = ((run / "sink_stats" / "scalars.jsonl").read_text() for run in whole_and_halves)
     assert whole == halves
 
