@@ -1,0 +1,61 @@
+"""megasink through its training command, data loader and run folder included.
+
+`megasink`: V-scale on, light sink statistics gathered in every step. `megasink-plain`: neither.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from megasink.data.indexed import IndexedDatasetWriter
+from throughput.work import Work, result
+
+FEATURES = {
+    "megasink": ("--v-scale", "on", "--sink-stats-interval", "1"),
+    "megasink-plain": ("--v-scale", "off", "--sink-stats-interval", "0"),
+}
+
+
+def measure(work: Work) -> Iterator[dict]:
+    with tempfile.TemporaryDirectory(dir=work.scratch) as folder:
+        tokens = write_tokens(Path(folder) / "tokens", work.shape.vocab_size)
+        for accumulate in work.accumulate:
+            yield train(work, accumulate, tokens, Path(folder) / f"run{accumulate}")
+
+
+def train(work: Work, accumulate: int, tokens: Path, run: Path) -> dict:
+    """One training run of its own process; step times are those of its metrics.jsonl."""
+    flags = [
+        *work.shape.flags(),
+        *("--micro-batch-size", work.micro_batch_size, "--global-batch-size", work.micro_batch_size * accumulate),
+        *("--train-iters", work.warmup + work.steps, "--data-path", tokens, "--save", run, "--save-interval", 0),
+        *("--lr", 3e-4, "--min-lr", 3e-5, "--log-interval", 1, "--wandb-mode", "disabled"),
+        *FEATURES[work.case],
+        *work.megasink_flags,
+    ]
+    if not work.compile:
+        flags.append("--no-compile")
+    peak_file = run.with_suffix(".peak")
+    command = [sys.executable, "-m", "throughput.train_and_report_peak", str(peak_file), *map(str, flags)]
+    ended = subprocess.run(command, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    if ended.returncode:
+        raise RuntimeError(f"megasink.train ended with exit code {ended.returncode}")
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds = [record["step_time_s"] for record in metrics if record["step"] > work.warmup]
+    more = {"first_step_s": metrics[0]["step_time_s"], "loss": metrics[-1]["loss"]}
+    return result(accumulate, seconds, **more) | {"peak_gib": json.loads(peak_file.read_text())}
+
+
+def write_tokens(prefix: Path, vocab_size: int) -> Path:
+    """4M random tokens in 200 documents."""
+    generator = np.random.default_rng(0)
+    with IndexedDatasetWriter(prefix, vocab_size) as writer:
+        for _ in range(200):
+            writer.add_document(generator.integers(vocab_size, size=20_000))
+    return prefix
