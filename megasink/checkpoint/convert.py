@@ -35,7 +35,7 @@ class ConvertRequest:
     dtype: Literal["as-stored", "float32", "bfloat16"] = "as-stored"
     """Number format of the written weights; V-scale's theta stays fp32."""
     tokenizer: str | None = None
-    """Tokenizer to put into a Hugging Face folder; default: the one the run was configured with."""
+    """Tokenizer to put into a Hugging Face folder, or none; default: the one the run was configured with."""
 
 
 def convert(request: ConvertRequest) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megasink.errors import UserError
 
+_SAMPLES = ("Hello, world", "  two spaces", "na\u00efve caf\u00e9", "1234 + 5", "\u65e5\u672c\u8a9e", "a\nb\tc")
 _NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -15,7 +16,7 @@ def copy_tokenizer(tokenizer: str | None, folder: Path) -> dict[str, int | None]
     Raises:
         UserError: `tokenizer` names nothing that can be read.
     """
-    if tokenizer is None:
+    if tokenizer is None or tokenizer == "none":
         return {"bos_token_id": None, "eos_token_id": None}
     source = Path(tokenizer)
     if source.is_dir():
@@ -27,7 +28,7 @@ def copy_tokenizer(tokenizer: str | None, folder: Path) -> dict[str, int | None]
     elif source.is_file():
         _wrap_sentencepiece(source, folder)
     else:
-        raise UserError(f"--tokenizer {tokenizer}: no such file or folder; name it, or leave the tokenizer out")
+        raise UserError(f"--tokenizer {tokenizer}: no such file or folder; name it, or give --tokenizer none")
     return _special_tokens(folder)
 
 
@@ -43,6 +44,25 @@ def _wrap_sentencepiece(source: Path, folder: Path) -> None:
         "legacy": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    _check_equal(source, folder)
+
+
+def _check_equal(source: Path, folder: Path) -> None:
+    """transformers reads SentencePiece files as BPE without normalisation; not every model is that."""
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    try:
+        original = sentencepiece.SentencePieceProcessor(model_file=str(source))
+        wrapped = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        equal = all(wrapped(text, add_special_tokens=False)["input_ids"] == original.encode(text) for text in _SAMPLES)
+    except (OSError, RuntimeError, ValueError):
+        equal = False
+    if not equal:
+        raise UserError(
+            f"--tokenizer {source}: transformers' LlamaTokenizer would cut text differently (it knows BPE models "
+            "without normalisation only); give a Hugging Face tokenizer, or --tokenizer none"
+        )
 
 
 def _special_tokens(folder: Path) -> dict[str, int | None]:

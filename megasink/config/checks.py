@@ -1,6 +1,7 @@
 """Combinations that cannot work, refused before anything starts: each in one line that names the flag and the fix."""
 
 from megasink.config.run import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, SinkStatsConfig, TrainingConfig
+from megasink.config.support import refusal
 from megasink.errors import UserError
 
 
@@ -9,6 +10,8 @@ def check_run(config: RunConfig, world_size: int) -> None:
     _check_positive(config)
     check_model(config.model)
     _check_layout(config.model, config.parallel, world_size)
+    refused = refusal(config)
+    _require(refused is None, refused or "")
     _check_batch(config.training, config.parallel, world_size)
     _check_schedule(config.optimizer, config.training)
     _check_statistics(config.sink_stats, config.model)
@@ -28,7 +31,8 @@ def check_model(model: ModelConfig) -> None:
     heads, groups = model.num_attention_heads, model.num_key_value_heads
     _require(
         model.head_dim is not None or model.hidden_size % heads == 0,
-        f"--hidden-size {model.hidden_size} is not a multiple of --num-attention-heads {heads}; change one or give --head-dim",
+        f"--hidden-size {model.hidden_size} is not a multiple of --num-attention-heads {heads}; change one or give "
+        "--head-dim",
     )
     _require(model.kv_channels % 2 == 0, f"--head-dim {model.kv_channels} is odd; rotary embedding needs an even one")
     _require(
@@ -40,11 +44,13 @@ def check_model(model: ModelConfig) -> None:
 def _check_layout(model: ModelConfig, parallel: ParallelConfig, world_size: int) -> None:
     tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     heads, groups = model.num_attention_heads, model.num_key_value_heads
-    tp = f"--tensor-model-parallel-size {tensor}"
+    context = parallel.context_parallel_size
+    tp, cp = f"--tensor-model-parallel-size {tensor}", f"--context-parallel-size {context}"
+    of_context = f" x {cp}" if context > 1 else ""
     _require(
-        world_size % (tensor * pipeline) == 0,
-        f"{world_size} ranks were started, which is no multiple of {tp} x --pipeline-model-parallel-size {pipeline}; "
-        f"start {tensor * pipeline} or a multiple, or change the sizes",
+        world_size % (tensor * pipeline * context) == 0,
+        f"{world_size} ranks were started, which is no multiple of {tp} x --pipeline-model-parallel-size {pipeline}"
+        f"{of_context}; start {tensor * pipeline * context} or a multiple, or change the sizes",
     )
     _require(heads % tensor == 0, f"{tp} does not divide --num-attention-heads {heads}; choose a divisor")
     _require(
@@ -69,17 +75,44 @@ def _check_layout(model: ModelConfig, parallel: ParallelConfig, world_size: int)
     )
     _require(0 <= parallel.zero_stage <= 3, f"--zero-stage {parallel.zero_stage} does not exist; choose 0, 1, 2 or 3")
     _require(
-        pipeline == 1 or parallel.zero_stage <= 1,
-        f"--zero-stage {parallel.zero_stage} does not work with pipeline stages (DeepSpeed); use --zero-stage 1",
-    )
-    _require(
         pipeline <= model.num_layers,
         f"--pipeline-model-parallel-size {pipeline} exceeds --num-layers {model.num_layers}; use fewer stages",
+    )
+    if parallel.pipeline_split is not None:
+        _check_split(model, parallel)
+    local_heads, local_groups = heads // tensor, max(1, groups // tensor)
+    _require(
+        local_heads % context == 0,
+        f"{cp} does not divide the {local_heads} query heads of each tensor-parallel rank; choose a divisor",
+    )
+    _require(
+        local_groups % context == 0 or context % local_groups == 0,
+        f"{cp} and the {local_groups} key-value heads of each tensor-parallel rank: one must divide the other; change "
+        "--context-parallel-size",
+    )
+    parts = context * (tensor if parallel.sequence_parallel else 1)
+    _require(
+        model.seq_length % parts == 0,
+        f"{cp}: --seq-length {model.seq_length} cannot be cut into {parts} equal parts; choose a multiple of {parts}",
+    )
+
+
+def _check_split(model: ModelConfig, parallel: ParallelConfig) -> None:
+    split, stages = parallel.pipeline_split, parallel.pipeline_model_parallel_size
+    try:
+        blocks = parallel.split_blocks()
+    except ValueError:
+        blocks = []
+    _require(
+        len(blocks) == stages and min(blocks, default=0) >= 1 and sum(blocks) == model.num_layers,
+        f"--pipeline-split {split}: give {stages} numbers of at least 1, one per stage, that sum to --num-layers "
+        f"{model.num_layers}",
     )
 
 
 def _check_batch(training: TrainingConfig, parallel: ParallelConfig, world_size: int) -> None:
-    data = world_size // (parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size)
+    ranks_per_model = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    data = world_size // (ranks_per_model * parallel.context_parallel_size)
     per_pass = training.micro_batch_size * data
     _require(
         training.global_batch_size % per_pass == 0,
@@ -120,6 +153,7 @@ def _check_positive(config: RunConfig) -> None:
         "make-vocab-size-divisible-by": model.make_vocab_size_divisible_by,
         "tensor-model-parallel-size": parallel.tensor_model_parallel_size,
         "pipeline-model-parallel-size": parallel.pipeline_model_parallel_size,
+        "context-parallel-size": parallel.context_parallel_size,
         "train-iters": training.train_iters,
         "micro-batch-size": training.micro_batch_size,
         "global-batch-size": training.global_batch_size,
@@ -135,6 +169,7 @@ def _check_positive(config: RunConfig) -> None:
         "eval-interval": training.eval_interval,
         "sink-stats-interval": config.sink_stats.sink_stats_interval,
         "sink-stats-full-interval": config.sink_stats.sink_stats_full_interval,
+        "check-replicas": parallel.check_replicas,
         "clip-grad": config.optimizer.clip_grad,
         "weight-decay": config.optimizer.weight_decay,
         "min-lr": config.optimizer.min_lr,

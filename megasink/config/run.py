@@ -100,6 +100,8 @@ class ParallelConfig:
     """JSON file of DeepSpeed settings; default: ds_configs/zero<stage>.json of the repository."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: cheap ones (selective) or whole blocks (full)."""
+    check_replicas: int = 0
+    """Every this many steps compare the parameters that several ranks hold, and stop on a difference; 0: never."""
 
     def split_blocks(self) -> list[int]:
         """--pipeline-split as numbers. Raises ValueError if they are none."""

@@ -16,6 +16,7 @@ from megasink.model.taps import (
     tap_value,
 )
 from megasink.model.v_scale import VScale
+from megasink.parallel.collectives import heads_to_tokens, tokens_to_heads
 from megasink.parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -69,8 +70,9 @@ class Attention(nn.Module):
         value = tap_value(value, taps.value_hat, sum_of_squares, value)
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
 
+        query, key, value = self._gather_tokens(query, key, value)
         query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-        repeats = self.num_heads // self.num_key_value_heads
+        repeats = query.shape[1] // key.shape[1]
         if repeats > 1:
             key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
         if boundaries is None:
@@ -79,7 +81,20 @@ class Attention(nn.Module):
             context, log_sum_exp = document_attention(query, key, value, boundaries)
         first_token = None if boundaries is None else boundaries.first_token
         context = tap_attention(context, query, key, value, log_sum_exp, first_token, taps)
-        return self.o_proj(context.transpose(1, 2).flatten(2))
+        context = heads_to_tokens(context.transpose(1, 2), self.layout.context)
+        return self.o_proj(context.flatten(2))
+
+    def _gather_tokens(self, *query_key_value: Tensor) -> tuple[Tensor, ...]:
+        """Under context parallelism attention sees all tokens of a share of this rank's heads.
+
+        Key-value heads fewer than context-parallel ranks are repeated first; their gradients add up in the backward.
+        """
+        axis = self.layout.context
+        query, key, value = query_key_value
+        repeats = max(1, axis.size // self.num_key_value_heads)
+        if repeats > 1:
+            key, value = key.repeat_interleave(repeats, dim=2), value.repeat_interleave(repeats, dim=2)
+        return tuple(tokens_to_heads(states, axis) for states in (query, key, value))
 
     def _project(self, hidden_states: Tensor, taps: BlockTaps) -> tuple[Tensor, ...]:
         """[B, T (or its local share), H] -> query, key, value [B, T, heads of this rank, D]."""

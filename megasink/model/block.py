@@ -56,14 +56,16 @@ class Block(nn.Module):
         hidden_states, document_ids = split_states(states)
         length = hidden_states.shape[1] * (self.layout.tensor.size if self.layout.sequence_parallel else 1)
         wide = torch.promote_types(hidden_states.dtype, torch.float32)
-        cos, sin = rotary_tables(self.config, length, hidden_states.device, wide)
+        context = self.layout.context
+        cos, sin = rotary_tables(self.config, length * context.size, hidden_states.device, wide)
+        where = slice(length * context.rank, length * (context.rank + 1))
         boundaries = None
         if document_ids is not None:
             if self.config.reset_position_ids:
-                positions = positions_in_document(document_ids)
-                cos, sin = cos[positions], sin[positions]
+                where = positions_in_document(document_ids)[:, where]
             if self.config.reset_attention_mask:
                 boundaries = find_boundaries(document_ids)
+        cos, sin = cos[where], sin[where]
         taps = None
         if self.recorder is not None and torch.is_grad_enabled():
             first_token = None if boundaries is None else boundaries.first_token

@@ -6,6 +6,7 @@
 | all-reduce             | identity       | `reduce_from_tensor_parallel` |
 | all-gather along T     | reduce-scatter | `gather_sequence`           |
 | reduce-scatter along T | all-gather     | `reduce_scatter_sequence`   |
+| all-to-all             | all-to-all     | `tokens_to_heads`, `heads_to_tokens` |
 
 Sequences lie on dimension 1 of `[B, T, ...]`.
 """
@@ -39,6 +40,17 @@ def gather_sequence(tensor: Tensor, axis: Axis) -> Tensor:
 def reduce_scatter_sequence(tensor: Tensor, axis: Axis) -> Tensor:
     """Sum partial [B, T, ...] over the ranks; each keeps its [B, T / ranks, ...]."""
     return tensor if axis.size == 1 else _ReduceScatterSequence.apply(tensor, axis)
+
+
+def tokens_to_heads(tensor: Tensor, axis: Axis) -> Tensor:
+    """[B, T / ranks, heads, D] -> [B, T, heads / ranks, D]: all tokens of a share of the heads (DeepSpeed-Ulysses,
+    arXiv 2309.14509)."""
+    return tensor if axis.size == 1 else _AllToAll.apply(tensor, axis, 2, 1)
+
+
+def heads_to_tokens(tensor: Tensor, axis: Axis) -> Tensor:
+    """[B, T, heads / ranks, D] -> [B, T / ranks, heads, D]."""
+    return tensor if axis.size == 1 else _AllToAll.apply(tensor, axis, 1, 2)
 
 
 def all_reduce(tensor: Tensor, axis: Axis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
@@ -106,3 +118,19 @@ class _ReduceScatterSequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return _all_gather_sequence(gradient, ctx.axis), None
+
+
+class _AllToAll(torch.autograd.Function):
+    """Cut along one dimension, one piece to each rank; join what comes along another."""
+
+    @staticmethod
+    def forward(ctx, tensor, axis, cut, join):
+        ctx.axis, ctx.cut, ctx.join = axis, cut, join
+        sent = torch.stack(tensor.chunk(axis.size, dim=cut))
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=axis.group)
+        return torch.cat(received.unbind(), dim=join)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _AllToAll.forward(ctx, gradient, ctx.axis, ctx.join, ctx.cut), None, None, None

@@ -8,12 +8,15 @@ import torch.distributed as dist
 
 from megasink.checkpoint.run_checkpoint import save_checkpoint
 from megasink.config import RunConfig
+from megasink.errors import UserError
 from megasink.parallel.layout import ParallelLayout
 from megasink.stats.recorder import SinkRecorder
+from megasink.train.agree import agree
 from megasink.train.batches import Batches
 from megasink.train.engine import TrainEngine
 from megasink.train.flops import model_flops_utilisation
 from megasink.train.optimizer import learning_rate
+from megasink.train.replicas import differing_parameter
 from megasink.train.run_folder import RunFolder
 from megasink.train.run_log import RunLog
 from megasink.train.stop import StopRequest
@@ -61,6 +64,9 @@ def train(run: Run) -> None:
         progress.consumed_samples += training.global_batch_size
         progress.consumed_tokens += training.global_batch_size * config.model.seq_length
         meter.steps += 1
+        if _due(progress.step, config.parallel.check_replicas):
+            with meter.paused():
+                agree(lambda: _check_replicas(run))
 
         last = progress.step == training.train_iters
         evaluates = run.valid is not None and (last or _due(progress.step, training.eval_interval))
@@ -97,6 +103,15 @@ def save(run: Run) -> None:
     save_checkpoint(
         run.folder.checkpoints, vars(run.progress), run.engine.model, run.config, run.layout, run.engine.engine
     )
+
+
+def _check_replicas(run: Run) -> None:
+    difference = differing_parameter(run.engine.model, run.layout)
+    if difference is not None:
+        raise UserError(
+            f"--check-replicas: after step {run.progress.step} parameter {difference}; a fault of hardware or "
+            "software, go on with --auto-resume from the last checkpoint"
+        )
 
 
 def _train_step(run: Run, lr: float) -> torch.Tensor:

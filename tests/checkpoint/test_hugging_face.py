@@ -157,7 +157,8 @@ def test_v_scale_model_loads_with_remote_code_and_generates_with_a_cache(tmp_pat
         expected = ours(tokens)[..., : config.model.vocab_size]
         torch.testing.assert_close(theirs(tokens).logits, expected, rtol=1e-5, atol=1e-5)
         prompt = tokens[:1, :5]
-        cached = theirs.generate(prompt, max_new_tokens=12, do_sample=False, pad_token_id=0, use_cache=True)
+        mask = torch.ones_like(prompt)
+        cached = theirs.generate(prompt, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0)
         tail = prompt
         for _ in range(12):  # without a cache, by our own model
             tail = torch.cat((tail, ours(tail)[:, -1:, : config.model.vocab_size].argmax(-1)), dim=1)
@@ -237,9 +238,18 @@ def test_tools_answer_on_the_command_line(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(f"the cat number {i} sat on the mat and saw {i * i} dogs" for i in range(300)))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(tmp_path / "tok"), vocab_size=91, minloglevel=2
+        input=str(corpus),
+        model_prefix=str(tmp_path / "tok"),
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
     )
-    make_run(tmp_path / "run", v_scale="on")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tok.model"))
+    make_run(tmp_path / "run", v_scale="on", vocab_size=pieces.vocab_size())
     yaml = tmp_path / "run/checkpoints/step_00000007/config.yaml"
     yaml.write_text(yaml.read_text().replace("tokenizer: null", f"tokenizer: {tmp_path}/tok.model"))
     run_tool("convert_ckpt.py", "--input", str(tmp_path / "run"), "--output", str(tmp_path / "hf"))
@@ -247,7 +257,6 @@ def test_tools_answer_on_the_command_line(tmp_path):
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     theirs = tokenizer("the cat sat")["input_ids"]
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tok.model"))
     assert theirs == [pieces.bos_id(), *pieces.encode("the cat sat")]
     for source in ("run", "hf"):
         said = run_tool(

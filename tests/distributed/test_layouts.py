@@ -6,7 +6,10 @@ One set of processes per world size runs all its cases.
 import pytest
 import torch
 
-from tests.helpers.layouts import MODELS, STEPS, Case, norm_share, train
+from megasink.checkpoint.weights import gather_weights
+from megasink.model.llama import Llama
+from megasink.parallel.layout import ParallelLayout
+from tests.helpers.layouts import MODELS, STEPS, Case, model_of, norm_share, train
 from tests.helpers.ranks import run_ranks
 
 LAYOUTS = {
@@ -21,6 +24,7 @@ LAYOUTS = {
         Case("", zero=3),
         Case("", tensor=2, zero=2),
         Case("", pipeline=2, zero=0),
+        Case("", context=2),
     ],
     4: [
         Case("", tensor=4),
@@ -34,6 +38,8 @@ LAYOUTS = {
         Case("", tensor=2, zero=2),
         Case("", tensor=2, zero=3),
         Case("", tensor=2, zero=3, sequence_parallel=True),
+        Case("", context=2, tensor=2, sequence_parallel=True),
+        Case("", context=4, zero=2),
     ],
 }
 TIED_AND_UNTIED = ("v_scale_gqa", "v_scale_tied")
@@ -63,6 +69,8 @@ PAIRS = {
         Case("plain_mha", pipeline=2, micro_batch=2),
         Case("documents", pipeline=4),
         Case("documents", tensor=2, pipeline=2, recompute="full"),
+        Case("documents", context=2, pipeline=2),
+        Case("one_key_value_head_tied", context=4),
     ],
 }
 CASES = {
@@ -84,9 +92,7 @@ SHARES = {  # parameters whose share of the gradient norm is looked at by itself
     "theta": r"theta$",
     "norms": r"norm\.weight$|^5\.weight$",
     "key and value": r"[kv]_proj",
-    "query": r"q_proj",
-    "output and down": r"(o|down)_proj",
-    "gate and up": r"(gate|up)_proj",
+    "other matrices": r"([qo]|gate|up|down)_proj",
 }
 SHARE_LAYOUTS = {
     2: [
@@ -98,6 +104,7 @@ SHARE_LAYOUTS = {
     4: [
         Case("v_scale_gqa", tensor=4),
         Case("v_scale_gqa", tensor=2, pipeline=2),
+        Case("v_scale_gqa", tensor=2, pipeline=2, precision="bf16"),
         Case("one_key_value_head_tied", tensor=2, zero=2),
         Case("v_scale_gqa", tensor=2, zero=3, sequence_parallel=True),
     ],
@@ -105,7 +112,6 @@ SHARE_LAYOUTS = {
 BF16_LOSS = 2e-3  # largest relative difference seen: 6e-4
 BF16_NORM = 1e-2
 BF16_WEIGHTS = 4e-3
-BF16_THETA = 0.1  # it began at 0: what little there is of it are ten steps' rounded gradients
 
 
 def run_cases(cases: list[Case], share_cases: list[Case]) -> tuple[list[dict], list[dict]]:
@@ -151,13 +157,13 @@ def test_layout_trains_as_one_process(results, world, case):
 
 def test_the_weights_moved(results):
     """Otherwise nothing above would mean anything: each parameter moved far beyond the bound."""
-    initial = results[1, Case("v_scale_gqa", micro_batch=2)][0]
-    other = results[1, Case("plain_mha", micro_batch=2)][0]
-    assert initial["losses"][0] - initial["losses"][-1] > 0.05
-    assert abs(initial["losses"][-1] / other["losses"][-1] - 1) > 1e-3
-    assert len(initial["losses"]) == STEPS
-    theta = initial["weights"]["model.layers.0.self_attn.v_scale.theta"]
-    assert theta.abs().min() > 1e-3
+    trained = results[1, Case("v_scale_gqa", micro_batch=2)][0]
+    config = model_of("v_scale_gqa")
+    untrained = gather_weights(Llama(config, seed=1234), config, ParallelLayout())
+    for name, weight in untrained.items():
+        moved = (trained["weights"][name] - weight).norm() / trained["weights"][name].norm()
+        assert moved > 1e-3, name
+    assert len(trained["losses"]) == STEPS
 
 
 @every(BF16)
@@ -167,7 +173,7 @@ def test_layout_trains_as_one_process_in_bf16(results, world, case):
     for rank in results[world, case]:
         assert rank["losses"] == pytest.approx(expected["losses"], rel=BF16_LOSS)
         assert rank["norms"] == pytest.approx(expected["norms"], rel=BF16_NORM)
-    assert_weights_near(results[world, case], expected, BF16_WEIGHTS, BF16_THETA)
+    assert_weights_near(results[world, case], expected, BF16_WEIGHTS)
 
 
 def test_bf16_follows_fp32(results):
@@ -180,16 +186,15 @@ def test_each_parameter_counts_once_in_the_gradient_norm(results, world, case):
     """A head-sharded parameter counted on one rank only, or a replicated one counted twice, hides in the total."""
     expected = results["share", 1, Case(case.model)][0]
     for rank in results["share", world, case]:
-        assert rank == pytest.approx(expected, rel=1e-5)
+        assert rank == pytest.approx(expected, rel=1e-5 if case.precision == "fp32" else BF16_NORM)
 
 
-def assert_weights_near(ranks: list[dict], expected: dict, bound: float, theta_bound: float | None = None) -> None:
+def assert_weights_near(ranks: list[dict], expected: dict, bound: float) -> None:
     seen = set()
     for rank in ranks:
         for name, weight in rank["weights"].items():
             reference = expected["weights"][name].double()
             difference = (weight.double() - reference).norm() / reference.norm()
-            allowed = theta_bound if theta_bound is not None and name.endswith("theta") else bound
-            assert torch.isfinite(difference) and difference <= allowed, f"{name}: {difference:.2e}"
+            assert torch.isfinite(difference) and difference <= bound, f"{name}: {difference:.2e}"
             seen.add(name)
     assert seen == set(expected["weights"])

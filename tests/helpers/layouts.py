@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import deepspeed
 import torch
@@ -94,11 +93,11 @@ def batch_of(case: Case, step: int, layout: ParallelLayout) -> list[MicroBatch]:
     return [MicroBatch(*parts) for parts in zip(*(part.split(case.micro_batch) for part in own), strict=True)]
 
 
-def train(case: Case, steps: int = STEPS, initial: Path | None = None) -> dict:
+def train(case: Case, steps: int = STEPS) -> dict:
     """Losses and gradient norms of each step, and this rank's whole weights after the last. Every rank calls this."""
     device = start_distributed()
     layout, config = layout_of(case), run_config(case)
-    engine = TrainEngine(config, layout, device, initial)
+    engine = TinyEngine(config, layout, device)
     losses, norms = [], []
     for step in range(steps):
         losses.append(engine.train_batch(batch_of(case, step, layout)).item())
@@ -111,7 +110,19 @@ def whole_weights(engine: TrainEngine, config: RunConfig, layout: ParallelLayout
         return gather_weights(engine.model, config.model, layout)
 
 
-class OnlyTrains(TrainEngine):
+class TinyEngine(TrainEngine):
+    """theta begins at another value in each head instead of 0 in all."""
+
+    def _build_model(self, topology):
+        model = super()._build_model(topology)
+        for name, parameter in model.named_parameters():
+            if name.endswith("theta"):
+                heads = torch.linspace(-1.0, 1.0, self.config.model.num_key_value_heads)
+                parameter.data.copy_(parameter.shard.take(heads))
+        return model
+
+
+class OnlyTrains(TinyEngine):
     """An engine whose other parameters are frozen: its gradient norm is the share of those that match `pattern`."""
 
     def __init__(self, pattern: str, *args):
