@@ -1,14 +1,15 @@
 """SwiGLU MLP (arXiv 2002.05202), split over its inner columns."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megasink.config import ModelConfig
+from megasink.model.swiglu import swiglu
 from megasink.parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
     enter_tensor_parallel,
-    fused_column_parallel,
 )
 from megasink.parallel.layout import ParallelLayout
 
@@ -26,5 +27,5 @@ class MLP(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, T (or its local share), H] -> the same shape."""
         hidden_states = enter_tensor_parallel(hidden_states, self.layout)
-        gate, up = fused_column_parallel(hidden_states, [self.gate_proj, self.up_proj])
-        return self.down_proj(F.silu(gate) * up)
+        weights = torch.cat((self.gate_proj.local_weight(), self.up_proj.local_weight()))
+        return self.down_proj(swiglu(F.linear(hidden_states, weights)))

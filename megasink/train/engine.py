@@ -117,8 +117,8 @@ class TrainEngine:
         """
         replicas = self.layout.replica
         micro_batches = [MicroBatch(*entry) for entry in batch]
-        valid = torch.stack([(self._own_part(entry.labels) != -100).sum() for entry in micro_batches]).sum()
-        valid = valid.to(self.device, torch.float32)
+        count = sum(int((self._own_part(entry.labels) != -100).sum()) for entry in micro_batches)
+        valid = torch.full((), float(count), device=self.device)  # filled there: a copy would wait for the device
         if replicas.size > 1:
             dist.all_reduce(valid, group=replicas.group)
         weight = len(batch) * replicas.size / valid
