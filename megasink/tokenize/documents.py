@@ -76,7 +76,8 @@ class Reader:
                     number = line_number(source.path, offset) if source.compression == "none" else number
                     self._refuse(bad, f"{source.path} line {number}")
                     continue
-                done = offset + len(line) - segment.start if source.compression == "none" else stream.consumed
+                inside = min(offset + len(line) - segment.start, segment.size)  # the last line may reach beyond
+                done = inside if source.compression == "none" else stream.consumed
                 yield text, done - reported
                 reported = done
 

@@ -47,8 +47,8 @@ class PreprocessConfig:
     """Join what the --shard jobs made; give the same other flags."""
     resume: bool = False
     """Go on after a kill: finished units in <prefix>.parts are kept."""
-    unit_mib: int = 64
-    """Input per unit of work. Does not change the result."""
+    unit_mib: float = 64
+    """Input per unit of work, in MiB. Does not change the result."""
 
     def deciding(self) -> dict[str, object]:
         """The flags that decide the tokens and the units; a run is resumed with the same ones."""
@@ -61,9 +61,10 @@ class PreprocessConfig:
         Raises:
             UserError: here and for every flag that has no meaning alone or beside the others.
         """
-        for name in ("workers", "unit_mib"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.workers < 1:
+            raise UserError(f"--workers {self.workers}: must be at least 1")
+        if self.unit_mib * 2**20 < 1:
+            raise UserError(f"--unit-mib {self.unit_mib}: too small; 64 is usual")
         if self.split is not None:
             parse_split(self.split)
         if self.shard is None:

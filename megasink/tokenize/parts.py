@@ -18,7 +18,7 @@ from megasink.errors import UserError
 from megasink.tokenize.documents import Reader, Segment
 from megasink.tokenize.tokenizers import Tokenizer
 
-BATCH_BYTES = 2 << 20  # text handed to the tokenizer at once; a few such batches are the memory of a run
+BATCH_BYTES = 1 << 20  # text handed to the tokenizer at once; a few such batches are the memory of a run
 HASH_BYTES = 16  # of a document's text: enough that no two of 10^12 documents collide
 _IN_FLIGHT = 2  # batches read ahead of the one that is written
 

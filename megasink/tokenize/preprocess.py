@@ -1,5 +1,7 @@
 """Text to Megatron's `.bin/.idx` with a manifest: cut into units, each finished or not, then merged."""
 
+import contextlib
+import ctypes
 import dataclasses
 import sys
 import time
@@ -24,6 +26,7 @@ from megasink.tokenize.summary import Summary
 from megasink.tokenize.tokenizers import Tokenizer, load_tokenizer
 from megasink.tokenize.workspace import Workspace
 
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 _SAMPLE_BYTES = 1 << 20  # of the corpus, on which the fast encoder is checked
 
 
@@ -34,6 +37,7 @@ def preprocess(config: PreprocessConfig) -> Summary:
         UserError: anything wrong with the inputs, the tokenizer or the output; then no new file opens at the prefix.
     """
     began = time.perf_counter()
+    _return_large_buffers()
     index, count = config.job()
     reader = Reader(config.json_key, config.skip_bad_documents)
     sources, units = _corpus(config, reader)
@@ -60,6 +64,12 @@ def preprocess(config: PreprocessConfig) -> Summary:
             _merge(config, plan, workspace, encoder, summary)
     summary.seconds = time.perf_counter() - began
     return summary
+
+
+def _return_large_buffers() -> None:
+    """Have glibc give freed buffers of 1 MiB and more back at once: kept, their fragments grow to over 100 MB."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _make_units(
@@ -149,7 +159,7 @@ def _corpus(config: PreprocessConfig, reader: Reader) -> tuple[list[SourceFile],
     """Sources and units; a hub dataset's units are its own shards."""
     if config.hf_dataset is None:
         sources = find_sources(config.input)
-        return sources, cut(sources, config.unit_mib << 20)
+        return sources, cut(sources, int(config.unit_mib * 2**20))
     if config.input:
         raise UserError("give --input or --hf-dataset, not both")
     from megasink.tokenize.tables import open_hub_dataset
@@ -188,7 +198,8 @@ def _choose_library(
                 break
         if size >= _SAMPLE_BYTES:
             break
-    tokenizer, reason = fastest(reference, config.workers, sample)
+    # one thread of ours reads, hashes and writes meanwhile
+    tokenizer, reason = fastest(reference, max(1, config.workers - 1), sample)
     if reason is not None:
         print(f"megasink: tokenizing with {tokenizer.library}: {reason}", file=sys.stderr)
     return tokenizer

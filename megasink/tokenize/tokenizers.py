@@ -108,15 +108,16 @@ def load_tokenizer(path: str | Path, num_threads: int = 1) -> Tokenizer:
 
     Args:
         path: the file or folder.
-        num_threads: threads of encode_batch (for `tokenizers`: unless RAYON_NUM_THREADS is set already).
+        num_threads: threads of encode_batch. `tokenizers` and gigatoken take it from RAYON_NUM_THREADS, once per
+            process; a value that is set already stays.
 
     Raises:
         UserError: no such file, or not a tokenizer.
     """
     path = _find_file(Path(path))
+    os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if num_threads > 1 else "false")
     if path.suffix == ".json":
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if num_threads > 1 else "false")
-        os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))
         return HuggingFaceTokenizer(path)
     return SentencePieceTokenizer(path, num_threads)
 
