@@ -2,6 +2,7 @@
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from megasink.data.build import build_dataset
 from megasink.data.dataset import SampleSource
 from megasink.data.sampler import global_batch
 from megasink.parallel.layout import ParallelLayout
+from megasink.train.engine import MicroBatch
 
 
 class Batches:
@@ -22,8 +24,8 @@ class Batches:
         self._reader = ThreadPoolExecutor(max_workers=1)
         self._ahead: tuple[int, Future] | None = None
 
-    def at(self, consumed_samples: int) -> list[tuple[Tensor, Tensor]]:
-        """(tokens, labels) int64 [B, T] per micro-batch, on the CPU (pinned where there is a GPU)."""
+    def at(self, consumed_samples: int) -> list[MicroBatch]:
+        """Of the global batch that follows `consumed_samples`, on the CPU (pinned where there is a GPU)."""
         if self._ahead is not None and self._ahead[0] == consumed_samples:
             batch = self._ahead[1].result()
         else:
@@ -33,7 +35,7 @@ class Batches:
             self._ahead = (following, self._reader.submit(self._read, following))
         return batch
 
-    def _read(self, consumed_samples: int) -> list[tuple[Tensor, Tensor]]:
+    def _read(self, consumed_samples: int) -> list[MicroBatch]:
         training, data = self.config.training, self.layout.data
         samples = torch.from_numpy(
             global_batch(
@@ -45,10 +47,21 @@ class Batches:
                 data.size,
             )
         )
-        tokens, labels = samples[..., :-1].contiguous(), samples[..., 1:].contiguous()
+        parts = [samples[..., :-1], samples[..., 1:]]
+        model = self.config.model
+        if model.reset_attention_mask or model.reset_position_ids:
+            parts.append(self._document_ids(consumed_samples).view(samples.shape)[..., :-1])
+        parts = [part.contiguous() for part in parts]
         if torch.cuda.is_available():
-            tokens, labels = tokens.pin_memory(), labels.pin_memory()
-        return list(zip(tokens, labels, strict=True))
+            parts = [part.pin_memory() for part in parts]
+        return [MicroBatch(*micro_batch) for micro_batch in zip(*parts, strict=True)]
+
+    def _document_ids(self, consumed_samples: int) -> Tensor:
+        """int32 [samples of this rank, T + 1] beside what `global_batch` returns."""
+        per_rank = self.config.training.global_batch_size // self.layout.data.size
+        first = consumed_samples + self.layout.data.rank * per_rank
+        ids = [self.dataset.document_ids(index) for index in range(first, first + per_rank)]
+        return torch.from_numpy(np.stack(ids))
 
 
 def train_dataset(config: RunConfig) -> SampleSource:
