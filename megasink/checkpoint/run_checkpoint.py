@@ -136,4 +136,5 @@ def describe_layout(config: RunConfig, layout: ParallelLayout) -> dict:
         "data_parallel": layout.replica.size,
         "zero_stage": config.parallel.zero_stage,
         "stage_blocks": stage_blocks(config.model, config.parallel),
+        "precision": config.training.precision,
     }

@@ -21,6 +21,8 @@ SAVED = {  # name: (ranks, layout)
     "tp4_replicated_heads": (4, Case("v_scale_gqa", tensor=4, sequence_parallel=True)),
     "tp2_pp2_bf16": (4, Case("v_scale_gqa", tensor=2, pipeline=2, precision="bf16")),
     "dp2_zero2": (2, Case("v_scale_gqa", zero=2)),
+    "dp2_zero0": (2, Case("v_scale_tied", zero=0)),
+    "tp2_zero3": (2, Case("v_scale_gqa", tensor=2, zero=3)),
 }
 RESUMED = {  # ranks: [(name of what was saved, layout)]
     1: [
@@ -37,6 +39,8 @@ RESUMED = {  # ranks: [(name of what was saved, layout)]
         ("tp4_replicated_heads", Case("v_scale_gqa", tensor=2)),
         ("dp2_zero2", Case("v_scale_gqa", tensor=2)),
         ("dp2_zero2", Case("v_scale_gqa", zero=2)),
+        ("dp2_zero0", Case("v_scale_tied", zero=0)),
+        ("tp2_zero3", Case("v_scale_gqa", tensor=2, zero=3)),
     ],
     4: [
         ("dp2_zero2", Case("v_scale_gqa", tensor=2, pipeline=2)),
@@ -127,6 +131,11 @@ def test_what_cannot_move_is_refused_in_words(tmp_path, saved_stage, now_stage, 
     with pytest.raises(UserError, match=part) as caught:
         load_checkpoint(tmp_path, now, layout, engine=None)
     assert "data_parallel 2 (now 1)" in str(caught.value) and "--load" in str(caught.value)
+
+
+def test_another_precision_is_refused_in_words():
+    layout = describe_layout(run_config(Case("v_scale_gqa")), layout_of(Case("v_scale_gqa")))
+    assert "bf16 training" in why_not_movable(layout | {"precision": "bf16"}, layout)
 
 
 def test_movable_layouts_have_no_refusal():
