@@ -3,7 +3,7 @@
     python benchmarks/train_throughput.py --shape 1b --micro-batch-size 8 --accumulate 1,4 --steps 12 --out OUT
 
 Each case runs in a process of its own. Prints a table; OUT/throughput.json has every step's time and is rewritten after
-each case, OUT/*.log what the cases said. Peers that are not installed are rows that say so. docs/performance.md explains.
+each case, OUT/*.log what the cases said. Peers that are not installed are rows that say so. See docs/performance.md.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from throughput.report import OURS, PEERS, floor_parts, measured_row, table, with_ratios
 from throughput.shapes import Shape, shape_named
 from throughput.work import Work
@@ -75,6 +77,7 @@ class ThroughputConfig:
 def main() -> None:
     config = parse_cli(ThroughputConfig, sys.argv[1:], "Measure training throughput on one device.")
     works = points(config)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     out = Path(config.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -117,7 +120,7 @@ def points(config: ThroughputConfig) -> list[tuple[str, Work]]:
                 accumulate=accumulate,
                 steps=config.steps,
                 warmup=config.warmup,
-                compile=config.compile,
+                compile=config.compile and torch.cuda.is_available(),
                 scratch=config.scratch,
                 megasink_flags=tuple(config.megasink_flags.split()),
             )
@@ -158,8 +161,6 @@ def missing(case: str) -> str | None:
 
 def provenance(config: ThroughputConfig) -> dict:
     """What was run, where and with which versions."""
-    import torch
-
     versions = {"python": platform.python_version()}
     for package in sorted({"torch", "triton", *(name for names in NEEDS.values() for name in names)}):
         try:
@@ -200,7 +201,7 @@ def _run_process(work: Work, request: Path, results: Path, log: Path, minutes: f
             os.killpg(process.pid, 9)
             process.wait()
             return f"ended after {minutes:g} minutes (--case-minutes); see {log}"
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C or SIGTERM to us: nothing may go on using the device
             os.killpg(process.pid, 9)
             raise
     said = log.read_text(errors="replace")

@@ -1,9 +1,9 @@
 """What no Llama of the shape can beat with these libraries: its matrix products, its attention, AdamW's traffic.
 
-Products: forward and both backward products of every weight, fused q-k-v and gate-up, through torch's matmul. Attention:
-cuDNN's, forward and backward. AdamW: one kernel that reads gradient, master weight and both moments and writes master,
-moments and bf16 weight: 28 bytes a parameter (30 with the fp32 gradient of an accumulated batch). Norms, RoPE, SwiGLU,
-embedding, cross entropy, clipping and the accumulation itself count as nothing.
+Products: forward and both backward products of every weight, fused q-k-v and gate-up, through torch's matmul.
+Attention: cuDNN's, forward and backward. AdamW: one kernel that reads gradient, master weight and both moments and
+writes master, moments and bf16 weight: 28 bytes a parameter (30 with the fp32 gradient of an accumulated batch). Norms,
+RoPE, SwiGLU, embedding, cross entropy, clipping and the accumulation itself count as nothing.
 """
 
 import statistics
@@ -94,11 +94,7 @@ def optimizer_traffic(work: Work, gradient_dtype: torch.dtype) -> float:
     count, where = work.shape.num_parameters, device()
     kernel = torch.compile(adamw, dynamic=False) if work.compile else adamw
     weight, gradient = torch.randn(count, device=where).bfloat16(), torch.randn(count, device=where).to(gradient_dtype)
-    master, first, second = (
-        torch.randn(count, device=where),
-        torch.zeros(count, device=where),
-        torch.ones(count, device=where),
-    )
+    master, first, second = (torch.rand(count, device=where) for _ in range(3))
     one = torch.ones((), device=where)
     clock = Clock()
     for at in range(work.warmup + work.steps + 1):

@@ -17,8 +17,8 @@ from megasink.data.indexed import IndexedDatasetWriter
 from throughput.work import Work, result
 
 FEATURES = {
-    "megasink": ("--v-scale", "on", "--sink-stats-interval", "1"),
-    "megasink-plain": ("--v-scale", "off", "--sink-stats-interval", "0"),
+    "megasink": ("--v-scale", "on", "--sink-stats", "light", "--sink-stats-interval", "1"),
+    "megasink-plain": ("--v-scale", "off", "--sink-stats", "off"),
 }
 
 

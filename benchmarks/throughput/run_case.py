@@ -5,6 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+import torch
+
 from throughput.work import Work
 
 MODULES = {
@@ -21,6 +23,8 @@ MODULES = {
 
 
 def main() -> None:
+    # one compiled AdamW per size of tensor, type of gradient and decay is more than the default of 8
+    torch._dynamo.config.recompile_limit = 64
     work = Work.from_json(json.loads(Path(sys.argv[1]).read_text()))
     case = importlib.import_module(f"throughput.{MODULES[work.case]}")
     with open(sys.argv[2], "w") as file:

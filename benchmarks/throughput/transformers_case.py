@@ -1,4 +1,4 @@
-"""Hugging Face's Llama as an informed user runs it: blocks, last norm and loss compiled, attention without a mask tensor."""
+"""Hugging Face's Llama as an informed user runs it: blocks, last norm and loss compiled, no mask tensor."""
 
 from collections.abc import Iterator
 
