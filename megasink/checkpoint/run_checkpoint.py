@@ -1,25 +1,24 @@
-"""A run's checkpoints: `checkpoints/step_00000100/` appears whole or not at all.
+"""A run's checkpoints: where they are, which are complete and undamaged, and how one is read back.
 
 Beside DeepSpeed's own files (optimizer state, read by exact resume only) each holds the consolidated weights, the
-configuration and `state.json`, which is written last.
+configuration, `state.json`, and `manifest.json`, which is written last (see saver.py).
 """
 
-import contextlib
 import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import deepspeed
+import torch
 import torch.distributed as dist
-from torch import nn
 
+from megasink.checkpoint.manifest import MANIFEST_FILE, find_damage
 from megasink.checkpoint.trust import only_data
-from megasink.checkpoint.universal import load_moved, universal_info, why_not_movable
-from megasink.checkpoint.weights import gather_weights, save_index, save_weights
+from megasink.checkpoint.universal import load_moved, why_not_movable
 from megasink.config import RunConfig
-from megasink.config.cli import to_yaml
 from megasink.errors import UserError
 from megasink.model.llama import stage_blocks
 from megasink.parallel.layout import ParallelLayout
@@ -31,52 +30,51 @@ def checkpoint_path(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:08d}"
 
 
-def save_checkpoint(
-    checkpoints: Path,
-    state: dict,
-    model: nn.Module,
-    config: RunConfig,
-    layout: ParallelLayout,
-    engine: deepspeed.DeepSpeedEngine | None,
-) -> Path:
-    """Write `checkpoints/step_N` with N = state["step"]; every rank must call this.
+def rng_file(rank: int) -> str:
+    return f"rng_rank_{rank:05d}.pt"
 
-    Without an engine the folder holds weights only (the untrained ones of step 0): it can be analysed, not resumed.
+
+def complete_checkpoints(checkpoints: Path, resumable: bool = False) -> list[Path]:
+    """Those with a manifest, fewest steps first; `resumable`: only those with optimizer state."""
+    found = sorted(path.parent for path in checkpoints.glob(f"step_*/{MANIFEST_FILE}"))
+    return [path for path in found if not resumable or _is_resumable(path)]
+
+
+def newest_intact(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest resumable checkpoint whose files are as they were written; every rank must call this.
+
+    Each damaged one on the way is set aside as `damaged_step_N` with one line. The ranks share the reading.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
     """
-    final = checkpoint_path(checkpoints, state["step"])
-    temporary = checkpoints / f".tmp-{final.name}"
-    first = dist.get_rank() == 0
-    if first:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-    dist.barrier()
-    if engine is not None:
-        model.universal_checkpoint_info = universal_info(config.model, layout)
-        engine.save_checkpoint(str(checkpoints), tag=temporary.name, save_latest=False)
-    partitioned = list(model.parameters()) if config.parallel.zero_stage == 3 and engine is not None else None
-    with deepspeed.zero.GatheredParameters(partitioned) if partitioned else contextlib.nullcontext():
-        weights = gather_weights(model, config.model, layout)
-    if weights and layout.replica.rank == 0:
-        save_weights(weights, temporary, layout.pipeline.rank, layout.pipeline.size)
-    dist.barrier()
-    if first:
-        save_index(temporary, layout.pipeline.size)
-        (temporary / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        described = state | {"resumable": engine is not None, "layout": describe_layout(config, layout)}
-        with open(temporary / STATE_FILE, "w", encoding="utf-8") as file:
-            json.dump(described, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-    dist.barrier()
-    return final
+    rank, world = dist.get_rank(), dist.get_world_size()
+    candidates = _from_first_rank([path.name for path in complete_checkpoints(checkpoints, resumable=True)])
+    for name in reversed(candidates):
+        found: list[str | None] = [None] * world
+        dist.all_gather_object(found, find_damage(checkpoints / name, rank, world))
+        damage = next((entry for entry in found if entry is not None), None)
+        if damage is None:
+            return checkpoints / name
+        if rank == 0:
+            aside = checkpoints / f"damaged_{name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (checkpoints / name).rename(aside)
+            say(f"megasink: checkpoint {name} is damaged ({damage}); set aside as {aside.name}, using the one before")
+        dist.barrier()
+    if candidates:
+        raise UserError(
+            f"{checkpoints}: every checkpoint is damaged; start over with another --save, or from weights with --load"
+        )
+    return None
 
 
 def load_checkpoint(
     checkpoint: Path, config: RunConfig, layout: ParallelLayout, engine: deepspeed.DeepSpeedEngine
 ) -> dict:
     """Restore weights and optimizer of a checkpoint, whatever layout it was made with; returns its state.
+
+    Under the same layout each rank's random state comes back too.
 
     Raises:
         UserError: a layout it cannot move to, or files DeepSpeed cannot read.
@@ -106,15 +104,14 @@ def load_checkpoint(
         raise UserError(
             f"{checkpoint}: DeepSpeed's files are missing or damaged; remove this checkpoint to use an older one"
         )
+    _restore_random_state(checkpoint / rng_file(dist.get_rank()))
     return state
 
 
-def newest_checkpoint(checkpoints: Path, resumable: bool = True) -> Path | None:
-    """The complete checkpoint with the most steps, or None."""
-    found = sorted(path.parent for path in checkpoints.glob(f"step_*/{STATE_FILE}"))
-    if resumable:
-        found = [path for path in found if read_state(path)["resumable"]]
-    return found[-1] if found else None
+def remove_leftovers(checkpoints: Path) -> None:
+    """What saves that were cut short have left behind."""
+    for path in checkpoints.glob(".tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def read_state(checkpoint: Path) -> dict:
@@ -138,3 +135,27 @@ def describe_layout(config: RunConfig, layout: ParallelLayout) -> dict:
         "stage_blocks": stage_blocks(config.model, config.parallel),
         "precision": config.training.precision,
     }
+
+
+def _restore_random_state(path: Path) -> None:
+    if not path.exists():
+        return
+    random = torch.load(path, map_location="cpu", weights_only=True)
+    torch.set_rng_state(random["cpu"])
+    if torch.cuda.is_available() and "cuda" in random:
+        torch.cuda.set_rng_state(random["cuda"])
+
+
+def _is_resumable(checkpoint: Path) -> bool:
+    """False only where it says so: a checkpoint with a damaged state is a damaged one, not one to pass over."""
+    try:
+        return bool(read_state(checkpoint).get("resumable", True))
+    except (UserError, AttributeError):
+        return os.path.basename(checkpoint) != "step_00000000"
+
+
+def _from_first_rank(value: list[str]) -> list[str]:
+    """All ranks must walk the same list, whatever a shared file system shows each."""
+    shared = [value]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from megasink.checkpoint.host_copy import finish_host_copies, to_host
 from megasink.config import ModelConfig
 from megasink.errors import UserError
 from megasink.model.llama import Llama, parameter_prefixes
@@ -42,7 +43,7 @@ def expected_weights(config: ModelConfig) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def gather_weights(model: nn.Module, config: ModelConfig, layout: ParallelLayout) -> dict[str, Tensor]:
-    """This stage's whole parameters on the CPU; empty except on tensor-parallel rank 0. Every rank must call this."""
+    """CPU copies of this stage's whole parameters, empty but on tensor-parallel rank 0; every rank must call this."""
     weights = {}
     for name, parameter in model.named_parameters():
         shard = parameter.shard
@@ -56,7 +57,8 @@ def gather_weights(model: nn.Module, config: ModelConfig, layout: ParallelLayout
                 whole = whole[: shard.valid]
             if name.endswith("v_scale.theta"):
                 whole = whole.float()
-            weights[hugging_face_name(config, name)] = whole.cpu().contiguous()
+            weights[hugging_face_name(config, name)] = to_host(whole)
+    finish_host_copies()
     return weights
 
 
@@ -82,19 +84,20 @@ def load_weights(model: nn.Module, config: ModelConfig, directory: str | Path) -
             parameter.copy_(shard.take(whole))
 
 
+def weights_file(stage: int, stages: int) -> str:
+    """The file of one pipeline stage's whole parameters."""
+    return SINGLE_FILE if stages == 1 else f"model-{stage + 1:05d}-of-{stages:05d}.safetensors"
+
+
 def save_weights(weights: dict[str, Tensor], directory: Path, stage: int, stages: int) -> None:
     """Write one pipeline stage's whole parameters; the caller makes the directory appear atomically."""
-    if stages == 1:
-        save_file(weights, directory / SINGLE_FILE, metadata={"format": "pt"})
-        return
-    name = f"model-{stage + 1:05d}-of-{stages:05d}.safetensors"
-    save_file(weights, directory / name, metadata={"format": "pt"})
+    save_file(weights, directory / weights_file(stage, stages), metadata={"format": "pt"})
 
 
-def save_index(directory: Path, stages: int) -> None:
-    """Name every stage's parameters in one index; called once, when all stages have written."""
+def save_index(directory: Path, stages: int) -> Path | None:
+    """Name every stage's parameters in one index, which is returned; called once, when all stages have written."""
     if stages == 1:
-        return
+        return None
     weight_map = {}
     for path in sorted(directory.glob(f"model-*-of-{stages:05d}.safetensors")):
         with safe_open(path, framework="pt") as stored:
@@ -102,6 +105,7 @@ def save_index(directory: Path, stages: int) -> None:
     total = sum((directory / name).stat().st_size for name in set(weight_map.values()))
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1)
     (directory / INDEX_FILE).write_text(text, encoding="utf-8")
+    return directory / INDEX_FILE
 
 
 class WeightReader:

@@ -7,6 +7,7 @@ from megasink.errors import UserError
 
 def check_run(config: RunConfig, world_size: int) -> None:
     """Check everything that does not need the data. Raises UserError at the first fault."""
+    training = config.training
     _check_positive(config)
     check_model(config.model)
     _check_layout(config.model, config.parallel, world_size)
@@ -15,6 +16,14 @@ def check_run(config: RunConfig, world_size: int) -> None:
     _check_batch(config.training, config.parallel, world_size)
     _check_schedule(config.optimizer, config.training)
     _check_statistics(config.sink_stats, config.model)
+    _require(
+        config.checkpoint.keep_every == 0 or config.checkpoint.keep_last > 0,
+        f"--keep-every {config.checkpoint.keep_every} adds to --keep-last N, which is not set: all are kept; give both",
+    )
+    _require(
+        training.distributed_timeout_in_mins > 0,
+        f"--distributed-timeout-in-mins {training.distributed_timeout_in_mins}: must be more than 0",
+    )
     _require(config.checkpoint.save is not None, "--save: name the run folder, for example --save runs/first")
     _require(
         not (
@@ -159,6 +168,7 @@ def _check_positive(config: RunConfig) -> None:
         "global-batch-size": training.global_batch_size,
         "log-interval": config.logging.log_interval,
         "eval-iters": training.eval_iters,
+        "max-skipped-steps": training.max_skipped_steps,
     }
     for flag, value in at_least_one.items():
         _require(value >= 1, f"--{flag} {value}: must be at least 1")
@@ -166,6 +176,9 @@ def _check_positive(config: RunConfig) -> None:
         "lr-warmup-iters": config.optimizer.lr_warmup_iters,
         "lr-wsd-decay-iters": config.optimizer.lr_wsd_decay_iters,
         "save-interval": config.checkpoint.save_interval,
+        "keep-last": config.checkpoint.keep_last,
+        "keep-every": config.checkpoint.keep_every,
+        "step-timeout-in-mins": training.step_timeout_in_mins,
         "eval-interval": training.eval_interval,
         "sink-stats-interval": config.sink_stats.sink_stats_interval,
         "sink-stats-full-interval": config.sink_stats.sink_stats_full_interval,

@@ -160,6 +160,12 @@ class TrainingConfig:
     """Global batches per evaluation."""
     exit_duration_in_mins: float | None = None
     """Save and exit cleanly after this many minutes."""
+    max_skipped_steps: int = 10
+    """Steps whose loss or gradients are not finite are skipped; this many in a row end the run."""
+    step_timeout_in_mins: float = 20.0
+    """A rank that makes no progress for so long reports what all ranks are doing and ends the job; 0: never."""
+    distributed_timeout_in_mins: float = 30.0
+    """A collective operation that takes longer fails."""
 
 
 @dataclass
@@ -188,6 +194,12 @@ class CheckpointConfig:
     """Run folder."""
     save_interval: int = 1000
     """Write a checkpoint every this many steps (and at the end); 0: only at the end."""
+    async_save: bool = True
+    """Train on while a checkpoint is written; needs host memory for one rank's part of it."""
+    keep_last: int = 0
+    """Keep this many newest checkpoints (and step 0); 0: all."""
+    keep_every: int = 0
+    """Beside those, keep the checkpoints at multiples of this many steps; 0: none."""
     auto_resume: bool = False
     """Go on from the newest checkpoint of the run folder, if it has one."""
     load: str | None = None

@@ -11,11 +11,12 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-TIMEOUT = datetime.timedelta(minutes=10)
 
+def start_distributed(timeout_in_mins: float = 30.0) -> torch.device:
+    """Join the job named by the environment (RANK, WORLD_SIZE, ...) with NCCL or gloo; returns this rank's device.
 
-def start_distributed() -> torch.device:
-    """Join the job named by the environment (RANK, WORLD_SIZE, ...) with NCCL or gloo; returns this rank's device."""
+    A collective operation that takes longer than the time-out fails.
+    """
     deepspeed.utils.logger.setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="deepspeed")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -26,8 +27,12 @@ def start_distributed() -> torch.device:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
+    # torch keeps a record of the last collectives, for the watchdog and for NCCL's own time-out
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    timeout = datetime.timedelta(minutes=timeout_in_mins)
     with quiet_stdout():
-        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False, timeout=TIMEOUT)
+        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False, timeout=timeout)
     return device
 
 
@@ -35,6 +40,15 @@ def end_distributed() -> None:
     """Leave the job; the other ranks are not waited for."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def lost_rank(error: Exception) -> str | None:
+    """Why, if this error says that another rank is gone or silent; otherwise None."""
+    text = str(error).strip()
+    torn = isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or (
+        isinstance(error, RuntimeError) and ("gloo" in text or "Connection " in text or "Timed out waiting" in text)
+    )
+    return text.splitlines()[0].split("] ", 1)[-1] if torn and text else None
 
 
 @contextlib.contextmanager

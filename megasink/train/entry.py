@@ -2,11 +2,13 @@
 
 import os
 import sys
+import traceback
 
 from megasink.config import RunConfig
 from megasink.config.checks import check_run
 from megasink.config.cli import parse_cli
-from megasink.errors import run_cli
+from megasink.errors import UserError, run_cli
+from megasink.train.exit_codes import BROKEN
 from megasink.train.launch import init_environment
 
 
@@ -23,6 +25,20 @@ def _main(argv: list[str]) -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns while it guesses
+    from megasink.train.distributed import lost_rank
     from megasink.train.setup import run_training
 
-    run_training(config)
+    try:
+        exit_code = run_training(config)
+    except UserError:
+        raise
+    except Exception as error:
+        if (reason := lost_rank(error)) is not None:
+            print(f"megasink: rank {os.environ['RANK']} lost another rank ({reason}); ending", file=sys.stderr)
+            exit_code = BROKEN
+        else:
+            traceback.print_exc()
+            exit_code = 1
+        sys.stderr.flush()
+        os._exit(exit_code)  # an orderly end would wait for the other ranks, which wait for this one
+    sys.exit(exit_code)

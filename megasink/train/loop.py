@@ -1,25 +1,34 @@
 """The training loop: steps, statistics, evaluation, checkpoints, and how a run ends."""
 
+import functools
 import time
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from megasink.checkpoint.run_checkpoint import save_checkpoint
+from megasink.checkpoint.saver import CheckpointSaver
 from megasink.config import RunConfig
 from megasink.errors import UserError
 from megasink.parallel.layout import ParallelLayout
 from megasink.stats.recorder import SinkRecorder
+from megasink.train import exit_codes
 from megasink.train.agree import agree
+from megasink.train.bad_numbers import BadNumbers
 from megasink.train.batches import Batches
+from megasink.train.diagnosis import diagnose
 from megasink.train.engine import TrainEngine
 from megasink.train.flops import model_flops_utilisation
+from megasink.train.late import LateMaximum
 from megasink.train.optimizer import learning_rate
 from megasink.train.replicas import differing_parameter
 from megasink.train.run_folder import RunFolder
 from megasink.train.run_log import RunLog
 from megasink.train.stop import StopRequest
+from megasink.train.watchdog import Watchdog
+
+MIN_SEQ_LENGTH = 16
+"""Shorter sequences have no statistics: they compare token 0 with positions 1..15."""
 
 
 @dataclass
@@ -29,6 +38,7 @@ class Progress:
     step: int = 0
     consumed_samples: int = 0
     consumed_tokens: int = 0
+    skipped_steps: int = 0
 
 
 @dataclass
@@ -43,26 +53,40 @@ class Run:
     recorder: SinkRecorder
     train: Batches
     valid: Batches | None
+    saver: CheckpointSaver
+    watchdog: Watchdog
     log: RunLog | None
     progress: Progress
 
 
-def train(run: Run) -> None:
-    """From run.progress to train_iters, or until a stop is agreed; ends with a checkpoint either way."""
+def train(run: Run) -> int:
+    """From run.progress to train_iters, or until a stop is agreed; ends with a checkpoint. Returns the exit code."""
     config, progress = run.config, run.progress
     training = config.training
-    stop = StopRequest(run.device, training.exit_duration_in_mins)
-    saved_at = progress.step
+    stop = StopRequest(training.exit_duration_in_mins)
+    across_ranks = LateMaximum(run.device)
+    numbers = BadNumbers(
+        training.max_skipped_steps, training.global_batch_size, progress.skipped_steps, functools.partial(_report, run)
+    )
+    stopped = diverged = False
+    saved_at = first = progress.step
     meter = _Meter(run)
 
     while progress.step < training.train_iters:
-        if stop.agreed():
+        maxima = across_ranks.exchange([stop.wanted(), -run.saver.finished])
+        if maxima is not None:
+            stopped = bool(maxima[0])
+            run.saver.settle(finished_everywhere=-int(maxima[1]))
+        diverged = numbers.check(before=progress.step)
+        if stopped or diverged:
             break
+        run.watchdog.beat(progress.step, "first step" if progress.step == first else "training")
         lr = learning_rate(progress.step, training.train_iters, config.optimizer)
         loss = _train_step(run, lr)
         progress.step += 1
         progress.consumed_samples += training.global_batch_size
         progress.consumed_tokens += training.global_batch_size * config.model.seq_length
+        numbers.follow(progress.step, loss, run.engine.gradient_norm())
         meter.steps += 1
         if _due(progress.step, config.parallel.check_replicas):
             with meter.paused():
@@ -78,31 +102,66 @@ def train(run: Run) -> None:
             if run.log is not None:
                 run.log.log_step(metrics)
         if last or _due(progress.step, config.checkpoint.save_interval):
+            diverged = numbers.check(before=progress.step + 1)
             with meter.paused():
-                save(run)
+                save(run, numbers.skipped)
             saved_at = progress.step
 
+    diverged = numbers.check(before=progress.step + 1)
     if saved_at != progress.step:
-        save(run)
-    if run.log is not None and progress.step < training.train_iters:
+        save(run, numbers.skipped)
+    run.watchdog.beat(progress.step, "saving")
+    run.saver.close()
+    if run.saver.last_failed:
+        raise UserError(f"the checkpoint of step {progress.step} is missing; make room, then go on with --auto-resume")
+    if diverged:
+        _explain(run, numbers.in_a_row)
+        return exit_codes.DIVERGED
+    if progress.step == training.train_iters:
+        return exit_codes.FINISHED
+    if run.log is not None:
         run.log.say(
             f"Stopped after step {progress.step} ({stop.reason or 'another rank asked'}); saved. "
             "Go on with --auto-resume."
         )
+    return exit_codes.STOPPED
 
 
 def evaluate(run: Run) -> float:
     """Mean loss of the first eval_iters global batches of the validation split."""
     size = run.config.training.global_batch_size
-    losses = [run.engine.evaluate(run.valid.at(at * size)) for at in range(run.config.training.eval_iters)]
+    losses = []
+    for at in range(run.config.training.eval_iters):
+        run.watchdog.beat(run.progress.step, "evaluating")
+        losses.append(run.engine.evaluate(run.valid.at(at * size)))
     return torch.stack(losses).mean().item()
 
 
-def save(run: Run) -> None:
+def save(run: Run, skipped_steps: int) -> None:
     """A resumable checkpoint of the present step."""
-    save_checkpoint(
-        run.folder.checkpoints, vars(run.progress), run.engine.model, run.config, run.layout, run.engine.engine
-    )
+    run.watchdog.beat(run.progress.step, "saving")
+    run.progress.skipped_steps = skipped_steps
+    run.saver.save(vars(run.progress), run.engine.model, run.engine.engine)
+    event = {"event": "save", "step": run.progress.step, "stall_s": run.saver.stall_s}
+    _report(run, event)
+
+
+def _report(run: Run, event: dict, text: str | None = None) -> None:
+    if run.log is not None:
+        run.log.log_event(event, text)
+
+
+def _explain(run: Run, in_a_row: int) -> None:
+    """Repeat the last step with statistics and say where numbers stop being finite. The checkpoint is safe by now."""
+    report = None
+    if run.config.model.seq_length >= MIN_SEQ_LENGTH:
+        consumed = run.progress.consumed_samples - run.config.training.global_batch_size
+        run.recorder.start()
+        run.engine.train_batch(run.train.at(consumed))
+        report = run.recorder.report(run.progress.step, run.engine.gradient_scale)
+    text = diagnose(run.engine.model, run.config.model, report)
+    event = {"event": "diverged", "step": run.progress.step, "in_a_row": in_a_row, "diagnosis": text}
+    _report(run, event, f"{in_a_row} steps in a row were not finite; stopped after step {run.progress.step}: {text}")
 
 
 def _check_replicas(run: Run) -> None:

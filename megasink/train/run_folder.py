@@ -1,5 +1,6 @@
 """The run folder: one writer at a time, the resolved configuration, where it came from (docs/run-folder.md)."""
 
+import contextlib
 import json
 import os
 import platform
@@ -25,20 +26,37 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.sink_stats = self.path / "sink_stats"
         self.checkpoints = self.path / "checkpoints"
+        self.events = self.path / "events.jsonl"
+        self.hangs = self.path / "hangs"
         self._lock = filelock.FileLock(self.path / ".lock")
 
-    def create(self) -> None:
-        """Make the folders and take the lock. Raises UserError if that cannot be."""
+    def create(self, patience_s: float = 0.0) -> None:
+        """Make the folders and take the lock, waiting so long for a job that holds it to end.
+
+        Raises:
+            UserError: the lock stays taken, or nothing can be written there.
+        """
         try:
             for folder in (self.path, self.sink_stats, self.checkpoints):
                 folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
+            try:
+                self._lock.acquire(timeout=0)
+            except filelock.Timeout:
+                if patience_s > 0:
+                    print(f"megasink: waiting for another job to leave {self.path}", flush=True)
+                self._lock.acquire(timeout=patience_s)
         except filelock.Timeout:
             raise UserError(
                 f"--save {self.path}: another job is writing this run folder; stop it or name another"
             ) from None
         except OSError as error:
             raise UserError(f"--save {self.path}: cannot write there ({error.strerror}); name another folder") from None
+
+    def say(self, text: str) -> None:
+        """One line for the person who watches, now and later in train.log."""
+        print(text, flush=True)
+        with contextlib.suppress(OSError), open(self.path / "train.log", "a", encoding="utf-8") as file:
+            file.write(text + "\n")
 
     def write_configuration(self, config: RunConfig, world_size: int) -> None:
         """config.yaml (reloadable with --config) and provenance.json (one entry per start of the run)."""

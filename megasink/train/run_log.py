@@ -1,18 +1,16 @@
 """What a run says: metrics.jsonl, sink reports, wandb, and readable lines on the console. Lives on rank 0."""
 
-import json
 import math
-import os
 import time
 from concurrent.futures import Future
-from pathlib import Path
 
 from megasink.config import RunConfig
 from megasink.stats.alerts import GrowthWatch
 from megasink.stats.report import SinkReport
 from megasink.stats.scalars import scalars, with_null
 from megasink.train.background import Background
-from megasink.train.run_folder import RunFolder, write_text
+from megasink.train.record_file import RecordFile
+from megasink.train.run_folder import RunFolder
 from megasink.train.sink_charts import draw_charts, layer_scalars
 from megasink.train.tracker import Tracker
 
@@ -24,24 +22,30 @@ class RunLog:
         self.folder = folder
         self.config = config
         self.first_step = first_step
-        self.scalars = folder.sink_stats / "scalars.jsonl"
         self.latest_sinks: dict[str, float] | None = None
         self.null = self._stored_null()
         self.growth = GrowthWatch()
         self.background = Background()
         self.charts: Future | None = None
-        _keep_steps(folder.metrics, last=first_step)
-        _keep_steps(self.scalars, last=first_step - 1)
+        self.metrics = RecordFile(folder.metrics, first_step, folder.say)
+        self.scalars = RecordFile(folder.sink_stats / "scalars.jsonl", first_step - 1, folder.say)
+        self.events = RecordFile(folder.events, first_step, folder.say)
         self.tracker = Tracker(config, folder.path)
         self.started = time.monotonic()
 
     def say(self, text: str) -> None:
         """One line for the person who watches."""
-        print(text, flush=True)
+        self.folder.say(text)
+
+    def log_event(self, event: dict, text: str | None = None) -> None:
+        """Something that is not a step's metrics: one object in events.jsonl, and a line if there is one."""
+        self.events.append(event)
+        if text is not None:
+            self.say(f"megasink: {text}")
 
     def log_step(self, metrics: dict) -> None:
         """One logged step: metrics.jsonl, wandb and the console line with its ETA."""
-        _append(self.folder.metrics, metrics)
+        self.metrics.append(metrics)
         self.tracker.log(metrics, metrics["step"])
         self.say(self._console_line(metrics))
 
@@ -51,20 +55,26 @@ class RunLog:
         That of step 0 is the null, unless the run started from given weights.
         """
         step = report.meta["step"]
-        self.background.submit(report.save, self.folder.sink_stats / f"step_{step:08d}.npz")
+        self.background.submit(self._save_report, report, f"step_{step:08d}.npz")
         if step == 0 and self.config.checkpoint.load is None:
-            self.background.submit(report.save, self.folder.sink_stats / "null.npz")
+            self.background.submit(self._save_report, report, "null.npz")
             self.null = report
         self.latest_sinks = scalars(report)
         null = {} if self.null is None else scalars(self.null)
         line = with_null(self.latest_sinks, null)
-        _append(self.scalars, {"step": step} | line)
+        self.scalars.append({"step": step} | line)
         self.tracker.log({f"sink_stats/{name}": value for name, value in line.items()}, step)
         self.tracker.log(layer_scalars(report), step)
         self._log_charts(report)
         for warning in self.growth.check(self.latest_sinks, null):
             self.say(f"warning: step {step}: {warning}")
             self.tracker.alert("Massive activations grow", f"step {step}: {warning}")
+
+    def _save_report(self, report: SinkReport, name: str) -> None:
+        try:
+            report.save(self.folder.sink_stats / name)
+        except OSError as error:
+            self.say(f"megasink: sink_stats/{name} not saved ({error.strerror}); the run goes on")
 
     def _stored_null(self) -> SinkReport | None:
         """The null of the run that is resumed."""
@@ -116,27 +126,6 @@ class RunLog:
             f"sink {figure('attention_sink_mean', 3)}  R_GS {figure('gradient_sink_ratio_early_median', 1)}  "
             f"|x0| {sinks['hidden_norm_t0_mean']:.1f}, {figure('hidden_t0_over_early_mean', 1)}x early"
         )
-
-
-def _append(path: Path, record: dict) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _keep_steps(path: Path, last: int) -> None:
-    """Drop lines of later steps, and a torn last line."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= last:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue
-    write_text(path, "".join(kept))
 
 
 def _clock(seconds: float) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megasink.checkpoint.run_checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from megasink.checkpoint.run_checkpoint import complete_checkpoints, load_checkpoint, newest_intact, remove_leftovers
+from megasink.checkpoint.saver import CheckpointSaver
 from megasink.config import RunConfig
 from megasink.errors import UserError
 from megasink.model.llama import blocks_of
@@ -21,16 +22,23 @@ from megasink.train.loop import Progress, Run, train
 from megasink.train.run_folder import RunFolder
 from megasink.train.run_log import RunLog
 from megasink.train.vocabulary import resolve_vocab_size
+from megasink.train.watchdog import Watchdog
+
+LOCK_PATIENCE_S = 120.0
+"""How long a resuming job waits for ranks that a lost node has orphaned to notice and leave the run folder."""
 
 
-def run_training(config: RunConfig) -> None:
-    """Train to the end, or to a requested stop. Every rank of the job calls this."""
-    device = start_distributed()
+def run_training(config: RunConfig) -> int:
+    """Train to the end, or to a requested stop; returns the exit code. Every rank of the job calls this."""
+    device = start_distributed(config.training.distributed_timeout_in_mins)
     try:
         run = _prepare(config, device)
-        train(run)
+        exit_code = train(run)
+        run.watchdog.close()
         if run.log is not None:
             run.log.close()
+        dist.barrier()  # a launcher ends the others as soon as one rank leaves with a code of its own
+        return exit_code
     finally:
         end_distributed()
 
@@ -40,8 +48,9 @@ def _prepare(config: RunConfig, device: torch.device) -> Run:
     dataset = agree(lambda: train_dataset(config))
     valid = agree(lambda: _valid_batches_or_none(config))
     folder = RunFolder(config.checkpoint.save)
-    agree(folder.create, on_rank=0)
-    agree(lambda: _check_fresh_or_resuming(folder, config))
+    agree(lambda: folder.create(LOCK_PATIENCE_S if config.checkpoint.auto_resume else 0.0), on_rank=0)
+    agree(lambda: _check_fresh_or_resuming(folder, config), on_rank=0)
+    watchdog = Watchdog(folder.hangs, 60.0 * config.training.step_timeout_in_mins)
 
     parallel = config.parallel
     layout = build_layout(
@@ -52,7 +61,8 @@ def _prepare(config: RunConfig, device: torch.device) -> Run:
     )
     initial = None if config.checkpoint.load is None else _weights_folder(config.checkpoint.load)
     engine = agree(lambda: TrainEngine(config, layout, device, initial))
-    progress = agree(lambda: _resume_or_start(folder, config, layout, engine))
+    saver = CheckpointSaver(folder.checkpoints, config, layout, folder.say)
+    progress = _resume_or_start(folder, config, layout, engine, saver)
 
     log = None
     if dist.get_rank() == 0:
@@ -68,6 +78,8 @@ def _prepare(config: RunConfig, device: torch.device) -> Run:
         recorder=SinkRecorder(config.model, layout, blocks_of(engine.model)),
         train=Batches(dataset, config, layout),
         valid=None if valid is None else Batches(valid, config, layout),
+        saver=saver,
+        watchdog=watchdog,
         log=log,
         progress=progress,
     )
@@ -89,24 +101,30 @@ def _valid_batches_or_none(config: RunConfig):
 
 
 def _check_fresh_or_resuming(folder: RunFolder, config: RunConfig) -> None:
-    if not config.checkpoint.auto_resume and newest_checkpoint(folder.checkpoints, resumable=False) is not None:
+    if not config.checkpoint.auto_resume and complete_checkpoints(folder.checkpoints):
         raise UserError(f"--save {folder.path} holds a run already; go on with --auto-resume, or name another folder")
+    remove_leftovers(folder.checkpoints)
 
 
 def _weights_folder(load: str) -> Path:
     """--load names a checkpoint, or a run folder whose newest checkpoint is meant."""
     path = Path(load)
-    return newest_checkpoint(path / "checkpoints", resumable=False) or path
+    found = complete_checkpoints(path / "checkpoints")
+    return found[-1] if found else path
 
 
-def _resume_or_start(folder: RunFolder, config: RunConfig, layout: ParallelLayout, engine: TrainEngine) -> Progress:
-    checkpoint = newest_checkpoint(folder.checkpoints)
+def _resume_or_start(
+    folder: RunFolder, config: RunConfig, layout: ParallelLayout, engine: TrainEngine, saver: CheckpointSaver
+) -> Progress:
+    checkpoint = newest_intact(folder.checkpoints, folder.say)
     if checkpoint is None:
+        if dist.get_rank() == 0 and config.checkpoint.auto_resume and folder.metrics.exists():
+            folder.say(f"megasink: {folder.path} has no checkpoint to resume from yet; starting at step 0 again")
         progress = Progress()
-        save_checkpoint(folder.checkpoints, vars(progress), engine.model, config, layout, engine=None)
+        saver.save(vars(progress), engine.model, engine=None)
         return progress
-    state = load_checkpoint(checkpoint, config, layout, engine.engine)
-    return Progress(state["step"], state["consumed_samples"], state["consumed_tokens"])
+    state = agree(lambda: load_checkpoint(checkpoint, config, layout, engine.engine))
+    return Progress(state["step"], state["consumed_samples"], state["consumed_tokens"], state.get("skipped_steps", 0))
 
 
 def _headline(config: RunConfig, layout: ParallelLayout, device: torch.device, progress: Progress) -> str:

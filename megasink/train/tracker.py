@@ -11,7 +11,11 @@ from megasink.config import RunConfig
 
 
 class Tracker:
-    """Logs to wandb: online if the user is logged in, otherwise offline (`wandb sync` sends it later)."""
+    """Logs to wandb: online if the user is logged in, otherwise offline (`wandb sync` sends it later).
+
+    A resumed run goes on under the same id, which the run folder keeps. The command line, the git remote and its
+    diff, where a token may hide, stay out of wandb's files: provenance.json has what is needed of them.
+    """
 
     def __init__(self, config: RunConfig, folder: Path):
         self.run = None
@@ -24,14 +28,21 @@ class Tracker:
             mode = config.logging.wandb_mode
             if mode == "auto":
                 mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+            id_file = folder / "wandb" / "run_id.txt"
             self.run = wandb.init(
+                id=id_file.read_text(encoding="utf-8").strip() if id_file.exists() else None,
+                resume="allow",
                 project=config.logging.wandb_project,
                 name=config.logging.run_name or folder.resolve().name,
                 dir=str(folder),
                 mode=mode,
                 config=dataclasses.asdict(config),
-                settings=wandb.Settings(console="off", init_timeout=30),
+                settings=wandb.Settings(
+                    console="off", init_timeout=30, disable_git=True, disable_code=True, x_disable_meta=True
+                ),
             )
+            id_file.parent.mkdir(exist_ok=True)
+            id_file.write_text(self.run.id, encoding="utf-8")
         except Exception as error:  # whatever goes wrong there, the run goes on
             self._give_up(error)
 

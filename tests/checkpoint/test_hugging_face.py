@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from megasink.checkpoint.convert import ConvertRequest, convert
-from megasink.checkpoint.run_checkpoint import save_checkpoint
+from megasink.checkpoint.saver import save_checkpoint
 from megasink.checkpoint.weights import load_weights
 from megasink.config import CheckpointConfig, ModelConfig, RunConfig
 from megasink.config.cli import load_yaml

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megasink.checkpoint.run_checkpoint import describe_layout, load_checkpoint, save_checkpoint
+from megasink.checkpoint.run_checkpoint import describe_layout, load_checkpoint
+from megasink.checkpoint.saver import save_checkpoint
 from megasink.checkpoint.trust import only_data
 from megasink.checkpoint.universal import why_not_movable
 from megasink.errors import UserError

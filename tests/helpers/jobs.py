@@ -69,7 +69,7 @@ class Job:
             for rank in range(ranks)
         ]
 
-    def wait(self, timeout: float = 120.0) -> Outcome:
+    def wait(self, timeout: float = 600.0) -> Outcome:
         """Until every rank has ended; a rank that outlives `timeout` seconds fails the test."""
         try:
             output = "".join(rank.communicate(timeout=timeout)[0] for rank in self.ranks)

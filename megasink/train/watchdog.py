@@ -1,0 +1,123 @@
+"""Notices that a rank makes no progress, says what every rank is doing, and ends the job so that it can be requeued.
+
+The loop calls `beat` as it goes. A rank whose loop is silent for too long writes its stacks into `hangs/` of the run
+folder; since one stuck rank soon has all others waiting for it, all do. The first of them then says in one line per
+group which ranks stand where. A frozen process is the one that has written nothing.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megasink.train.exit_codes import BROKEN
+
+FIRST_STEP_FACTOR = 5.0
+"""The first step compiles and fills caches."""
+GATHERING_S = 10.0
+"""How long the ranks' reports are waited for."""
+
+
+class Watchdog:
+    """One per rank. `timeout_s` = 0 switches it off."""
+
+    def __init__(self, folder: Path, timeout_s: float):
+        self.folder = folder
+        self.timeout_s = timeout_s
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._main_thread = threading.get_ident()
+        self._closed = threading.Event()
+        self.beat(0, "starting")
+        if timeout_s > 0:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def beat(self, step: int, phase: str) -> None:
+        """Progress: `step` steps are done, and `phase` begins."""
+        now = time.monotonic()
+        self._latest = (now, step, phase)
+        if self.timeout_s > 0 and now - getattr(self, "_armed", -1e9) > 1.0:
+            # should no Python run at all (a C call that keeps the interpreter's lock), this still ends the process
+            faulthandler.dump_traceback_later(2 * self._limit(phase) + GATHERING_S, exit=True)
+            self._armed = now
+
+    def close(self) -> None:
+        self._closed.set()
+        faulthandler.cancel_dump_traceback_later()
+
+    def _limit(self, phase: str) -> float:
+        return self.timeout_s * (FIRST_STEP_FACTOR if phase in ("starting", "first step", "saving") else 1.0)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self.timeout_s / 4)):
+            since, step, phase = self._latest
+            if time.monotonic() - since > self._limit(phase):
+                with contextlib.suppress(Exception):  # whatever fails here, the process must end
+                    self._report(step, phase, time.monotonic() - since)
+                os._exit(BROKEN)
+
+    def _report(self, step: int, phase: str, silent_s: float) -> None:
+        reports = self.folder / f"after_step_{step:08d}"
+        reports.mkdir(parents=True, exist_ok=True)
+        with open(reports / f"rank_{self.rank:05d}.stacks.txt", "w", encoding="utf-8") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+        _write_flight_record(reports / f"rank_{self.rank:05d}.collectives.json")
+        own = reports / f"rank_{self.rank:05d}.json"
+        described = {"step": step, "phase": phase, "silent_s": silent_s, "where": self._where()}
+        temporary = own.with_suffix(".tmp")
+        temporary.write_text(json.dumps(described), encoding="utf-8")
+        temporary.replace(own)
+        deadline = time.monotonic() + GATHERING_S
+        while len(found := sorted(reports.glob("rank_?????.json"))) < self.world_size and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if found and found[0] == own:
+            print("\n".join(summary(found, self.world_size, silent_s)), file=sys.stderr, flush=True)
+
+    def _where(self) -> str:
+        """Innermost line of the main thread, and innermost line of megasink in it."""
+        frame = sys._current_frames()[self._main_thread]
+        places = []
+        while frame is not None:
+            code = frame.f_code
+            if not places or f"{os.sep}megasink{os.sep}" in code.co_filename:
+                places.append(f"{code.co_name} ({os.path.basename(code.co_filename)}:{frame.f_lineno})")
+                if len(places) == 2:
+                    break
+            frame = frame.f_back
+        return " from ".join(places)
+
+
+def summary(found: list[Path], world_size: int, silent_s: float) -> list[str]:
+    """Lines for the user: silent ranks first, then groups of ranks that stand at the same place, the rarest first."""
+    places: dict[tuple[int, str, str], list[int]] = defaultdict(list)
+    for path in found:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        places[report["step"], report["phase"], report["where"]].append(int(path.stem.removeprefix("rank_")))
+    heard = {rank for ranks in places.values() for rank in ranks}
+    missing = sorted(set(range(world_size)) - heard)
+    lines = [f"megasink: no progress for {silent_s:.0f} s; ending the job. Stacks of all ranks: {found[0].parent}"]
+    if missing:
+        lines.append(f"megasink:   rank {_listed(missing)}: nothing heard (frozen or dead): suspect this one")
+    for (step, phase, where), ranks in sorted(places.items(), key=lambda item: (len(item[1]), item[0][0])):
+        lines.append(f"megasink:   rank {_listed(ranks)}: after step {step}, {phase}, in {where}")
+    return lines
+
+
+def _listed(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8]))
+    return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"
+
+
+def _write_flight_record(path: Path) -> None:
+    """torch's record of the last collectives (which one each rank has and has not entered), where there is one."""
+    with contextlib.suppress(Exception):
+        dump = torch._C._distributed_c10d
+        trace = dump._dump_nccl_trace_json if torch.cuda.is_available() else dump._dump_fr_trace_json
+        path.write_bytes(trace())
