@@ -17,6 +17,13 @@ from megasink.analysis.tokens import TokenSequences
 from megasink.stats.report import SinkReport
 
 SCHEMA = "megasink.analysis/1"
+_BY_QUERY_HEAD = (
+    "attention_sink",
+    "attention_sink_value",
+    "sink_query_share",
+    "attention_logit_max",
+    "attention_lse_max",
+)
 
 
 def metrics_json(sections: list[Section], about: dict[str, str]) -> str:
@@ -55,12 +62,13 @@ def layers_csv(sections: list[Section]) -> str:
 
 
 def heads_csv(sections: list[Section]) -> str:
-    """One row per setting, model, weights, layer and query head: AS."""
+    """One row per setting, model, weights, layer and query head: what the report holds by query head."""
     rows = []
     for place, report in _all_reports(sections):
-        for layer, heads in enumerate(report["attention_sink"]):
-            for head, sink in enumerate(heads):
-                rows.append(place | {"layer": layer, "head": head, "attention_sink": repr(float(sink))})
+        figures = {name: report[name] for name in _BY_QUERY_HEAD if name in report.arrays}
+        for layer, head in np.ndindex(report["attention_sink"].shape):
+            values = {name: repr(float(array[layer, head])) for name, array in figures.items()}
+            rows.append(place | {"layer": layer, "head": head} | values)
     return _csv(rows)
 
 
@@ -100,7 +108,8 @@ def _measurement(measurement: Measurement) -> dict[str, Any]:
 
 def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from megasink.analysis.hugging_face import is_hugging_face, read_hugging_face_config
+from megasink.checkpoint.hugging_face_config import CONFIG_FILE, read_model_config
 from megasink.checkpoint.weights import INDEX_FILE, SINGLE_FILE, WeightReader, hugging_face_name, load_weights
-from megasink.config import ModelConfig, RunConfig
+from megasink.config import DataConfig, ModelConfig, RunConfig
 from megasink.config.cli import load_yaml
 from megasink.errors import UserError
 from megasink.model.llama import Llama
+from megasink.tokenize.tokenizers import SENTENCEPIECE_NAMES
 
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 
@@ -45,9 +46,11 @@ def find_source(path: Path) -> Source:
         raise UserError(_refuse_file(path))
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run folder or one of its checkpoints/step_* folders")
-    if is_hugging_face(path):
+    if (path / CONFIG_FILE).is_file() and not (path / "config.yaml").is_file():
         _check_weights(path)
-        return Source(path, None, read_hugging_face_config(path), step=None)
+        has_tokenizer = any((path / name).is_file() for name in ("tokenizer.json", *SENTENCEPIECE_NAMES))
+        data = DataConfig(tokenizer=str(path) if has_tokenizer else None)
+        return Source(path, None, RunConfig(model=read_model_config(path), data=data), step=None)
     folder = _newest_checkpoint(path) if (path / "checkpoints").is_dir() else path
     _check_complete(folder)
     config = load_yaml(RunConfig, folder / "config.yaml")

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -88,11 +89,15 @@ def log_if_wide(axes: Axes, values: np.ndarray, ratio: float = 30.0) -> None:
 
 def plain_log_labels(axes: Axes) -> None:
     """0.1, 1, 10, 100 instead of powers of ten, on the y axis; labels between decades where few decades are shown."""
+    plain_labels(axes.yaxis)
     low, high = axes.get_ylim()
-    formatter = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_major_formatter(formatter)
     if high < 100 * low:
         axes.yaxis.set_minor_locator(FixedLocator([k * 10.0**e for e in range(-9, 9) for k in (2, 5)]))
-        axes.yaxis.set_minor_formatter(formatter)
+        axes.yaxis.set_minor_formatter(axes.yaxis.get_major_formatter())
     else:
         axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def plain_labels(axis: Axis) -> None:
+    """Numbers as people write them on a logarithmic axis."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

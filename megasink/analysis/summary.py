@@ -33,6 +33,8 @@ class TableRow:
     """Median, lower and upper quartile over all layers and sequences."""
 
 
+_NOT_BY_LAYER = ("position_start", "position_end", "position_count", "input_norm_edge")
+
 PAPER_MODEL = "0.3B on C4, step 20,000"
 
 PAPER_ROWS = (
@@ -51,7 +53,8 @@ def spread(values: np.ndarray, axis: int | None = -1) -> Spread:
 def per_layer(report: SinkReport) -> dict[str, np.ndarray]:
     """The per-layer numbers of the figures and the CSV, each [L].
 
-    Gradient-sink ratios are medians and quartiles over sequences; everything else is a mean over sequences and heads.
+    Whatever else the report holds by layer is among them. Gradient-sink ratios are medians and quartiles over
+    sequences; norms and AS are means over sequences and heads.
     """
     columns = {
         "attention_sink": report["attention_sink"].mean(axis=1),
@@ -65,7 +68,8 @@ def per_layer(report: SinkReport) -> dict[str, np.ndarray]:
     for name in ("gradient_sink_ratio", "gradient_sink_ratio_early"):
         ratio = spread(report[name])
         columns |= {f"{name}_median": ratio.median, f"{name}_q25": ratio.low, f"{name}_q75": ratio.high}
-    return columns
+    by_layer = {name: array for name, array in report.arrays.items() if array.shape == columns["attention_sink"].shape}
+    return columns | {name: array for name, array in by_layer.items() if name not in _NOT_BY_LAYER}
 
 
 def _mean_after_first(report: SinkReport, binned: np.ndarray) -> np.ndarray:

@@ -4,7 +4,11 @@ from collections.abc import Collection
 
 from megasink.analysis import style
 from megasink.analysis.figures import (
+    gradient_paths,
     gradient_sinks,
+    massive_activations,
+    qkv_gradients,
+    regulators,
     sink_heads,
     sinks_and_activations,
     theta,
@@ -20,12 +24,17 @@ FIGURES = {
     "6": gradient_sinks.draw,
     "7": sinks_and_activations.draw,
     "heads": sink_heads.draw,
+    "massive": massive_activations.draw,
     "1": value_gradients.draw,
+    "2": qkv_gradients.draw,
+    "paths": gradient_paths.draw,
+    "3": regulators.draw_attention,
+    "11": regulators.draw_mlp,
     "12": value_norms.draw,
     "13": theta.draw,
     "steps": trajectories.draw,
 }
-"""By the paper's number, in the order of the report; `heads` and `steps` are ours."""
+"""By the paper's number, in the order of the report; names without a number are ours."""
 
 
 def check_figure_names(wanted: list[str]) -> None:
