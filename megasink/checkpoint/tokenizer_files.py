@@ -1,6 +1,5 @@
 """A run's tokenizer inside an exported folder, where AutoTokenizer finds it."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -33,22 +32,27 @@ def copy_tokenizer(tokenizer: str | None, folder: Path) -> dict[str, int | None]
 
 
 def _wrap_sentencepiece(source: Path, folder: Path) -> None:
+    """transformers' LlamaTokenizer reads the file but puts no second space before text that begins with one; its
+    tokenizer with SentencePiece's own rule instead becomes `tokenizer.json`."""
+    from tokenizers import normalizers
+    from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+
     shutil.copy(source, folder / "tokenizer.model")
-    settings = {
-        "tokenizer_class": "LlamaTokenizer",
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "legacy": False,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    try:
+        tokenizer = LlamaTokenizer.from_pretrained(folder, add_bos_token=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--tokenizer {source}: not a SentencePiece model ({str(error).splitlines()[0]})") from None
+    (folder / "tokenizer.model").unlink()
+    rules = tokenizer.backend_tokenizer
+    rules.pre_tokenizer = None
+    rules.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    special_tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token, "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=rules, **special_tokens).save_pretrained(folder)
     _check_equal(source, folder)
 
 
 def _check_equal(source: Path, folder: Path) -> None:
-    """transformers reads SentencePiece files as BPE without normalisation; not every model is that."""
+    """What is made above is BPE without normalisation; not every SentencePiece model is that."""
     import sentencepiece
     from transformers import AutoTokenizer
 

@@ -50,8 +50,8 @@ def universal_info(config: ModelConfig, layout: ParallelLayout) -> dict:
 
 def why_not_movable(saved: dict, now: dict) -> str | None:
     """In words why a checkpoint of layout `saved` cannot be resumed under layout `now` (see `describe_layout`)."""
-    if saved["precision"] != now["precision"]:
-        return f"optimizer state of {saved['precision']} training cannot become that of {now['precision']} training"
+    if saved.get("precision") != now["precision"]:
+        return f"optimizer state of {saved.get('precision')} training cannot become that of {now['precision']} training"
     stages = saved["zero_stage"], now["zero_stage"]
     if stages[0] != stages[1] and not set(stages) <= {1, 2}:
         return f"ZeRO-{stages[0]} optimizer state cannot become ZeRO-{stages[1]}'s; use --zero-stage {stages[0]}"

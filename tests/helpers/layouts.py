@@ -94,7 +94,10 @@ def batch_of(case: Case, step: int, layout: ParallelLayout) -> list[MicroBatch]:
 
 
 def train(case: Case, steps: int = STEPS) -> dict:
-    """Losses and gradient norms of each step, and this rank's whole weights after the last. Every rank calls this."""
+    """Losses of each step and of one evaluation after it, gradient norms, and this rank's whole weights at the end.
+
+    Every rank calls this.
+    """
     device = start_distributed()
     layout, config = layout_of(case), run_config(case)
     engine = TinyEngine(config, layout, device)
@@ -102,6 +105,7 @@ def train(case: Case, steps: int = STEPS) -> dict:
     for step in range(steps):
         losses.append(engine.train_batch(batch_of(case, step, layout)).item())
         norms.append(float(engine.gradient_norm()))
+    losses.append(engine.evaluate(batch_of(case, steps, layout)).item())
     return {"losses": losses, "norms": norms, "weights": whole_weights(engine, config, layout)}
 
 
