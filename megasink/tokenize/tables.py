@@ -24,7 +24,8 @@ def read_rows(source: SourceFile, column: str) -> Iterator[tuple[object, int]]:
                     yield value, round(done * per_row) - reported
                     reported = round(done * per_row)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source.path}: damaged or not a {source.format} file ({error})") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{source.path}: damaged or not a {source.format} file ({reason})") from None
 
 
 def _parquet_batches(path: str, column: str) -> tuple[int, Iterator]:

@@ -47,6 +47,8 @@ class SentencePieceTokenizer:
         self.content = content = _read(path)
         self.digest = hashlib.sha256(content).hexdigest()
         try:
+            if not content:  # which the library takes for no model at all
+                raise RuntimeError
             self._model = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError:
             raise UserError(f"--tokenizer {path}: not a SentencePiece model") from None
