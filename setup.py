@@ -13,6 +13,7 @@ setup(
     install_requires=[
         "datasets>=3.0",
         "deepspeed>=0.19.8",
+        "filelock>=3.13",
         "gigatoken>=0.10",
         "jinja2>=3.1",
         "matplotlib>=3.9",
