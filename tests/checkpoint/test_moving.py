@@ -91,7 +91,7 @@ def saved(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def ten_steps() -> dict[tuple[str, str], dict]:
     keys = [("v_scale_tied", "fp32"), ("v_scale_gqa", "fp32"), ("v_scale_gqa", "bf16")]
-    cases = [Case(model, precision=precision, micro_batch=2) for model, precision in keys]
+    cases = [Case(model, precision=precision) for model, precision in keys]
     return dict(zip(keys, run_ranks(1, straight_through, cases)[0], strict=True))
 
 

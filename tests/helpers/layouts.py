@@ -40,7 +40,7 @@ class Case:
     zero: int = 1
     recompute: str = "none"
     split: str | None = None
-    micro_batch: int = 1
+    micro_batch: int = 2
     precision: str = "fp32"
     clip: float = 1.0
 
