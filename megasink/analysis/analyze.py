@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 import megasink
 from megasink.analysis.bootstrap import compare
+from megasink.analysis.checks import check_model
 from megasink.analysis.figures import check_figure_names, draw_figures
 from megasink.analysis.files import check_writable
 from megasink.analysis.measure import measure
@@ -56,6 +57,8 @@ def analyze(request: AnalysisRequest, command: str) -> None:
         comparison = compare(*(models[labels.index(label)] for label in pair)) if pair else []
         drawings = draw_figures(models, figures, leave_out=_SAME_AT_EVERY_LENGTH if sections else set())
         sections.append(Section(sequences, models, drawings, comparison))
+    for model in sections[0].models:
+        print(_checks_line(model))
     print(f"\nreport: {write_report(Path(request.out), sections, _about(request, device, command))}")
 
 
@@ -86,15 +89,24 @@ def _measure_all(
             bar.set_description(label)
             model = load_model(source.config.model, source.folder, device)
             details = _details(source, model)
+            checks = check_model(model, settings[0].samples[0])
             trained = measure_settings(model, source.step)
             bar.set_description(f"{label}, untrained")
             model, null_source = untrained_model(source, device)
             untrained = measure_settings(model, 0)
             trajectory = read_trajectory(source)
-            about = (null_source, str(source.folder), details, trajectory)
+            about = (null_source, str(source.folder), details, trajectory, checks)
             for setting, *pair in zip(measured, trained, untrained, strict=True):
                 setting.append(MeasuredModel(label, *pair, *about))
     return measured
+
+
+def _checks_line(model: MeasuredModel) -> str:
+    failed = [
+        f"{check.name}: {check.error:.2g} (limit {check.limit:.2g})" for check in model.checks if not check.passed
+    ]
+    done = sum(check.error is not None for check in model.checks)
+    return f"{model.label}: {'; '.join(failed) + ' FAILED' if failed else f'all {done} integrity checks passed'}"
 
 
 def _labels(request: AnalysisRequest, sources: list[Source]) -> list[str]:

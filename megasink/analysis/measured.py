@@ -22,6 +22,21 @@ class Measurement:
         return float(self.per_sequence["loss"].mean())
 
 
+@dataclass(frozen=True)
+class Check:
+    """A number that was computed in two ways: how far they are apart."""
+
+    name: str
+    error: float | None
+    """None where the check was left out."""
+    limit: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.error is None or self.error <= self.limit
+
+
 @dataclass
 class MeasuredModel:
     """A model as the figures and the table see it."""
@@ -38,6 +53,7 @@ class MeasuredModel:
     """What else is worth printing: step, parameters, shape."""
     trajectory: list[SinkReport] = field(default_factory=list)
     """Live reports of the run over training, by ascending step."""
+    checks: list[Check] = field(default_factory=list)
 
     @property
     def report(self) -> SinkReport:

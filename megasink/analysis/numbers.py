@@ -91,6 +91,7 @@ def _model(model: MeasuredModel) -> dict[str, Any]:
         "source": model.source,
         "null_source": model.null_source,
         "details": model.details,
+        "checks": [asdict(check) | {"passed": check.passed} for check in model.checks],
         "trained": _measurement(model.trained),
         "untrained": _measurement(model.untrained) if model.untrained is not None else None,
     }
