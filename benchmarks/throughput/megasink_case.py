@@ -42,8 +42,10 @@ def train(work: Work, accumulate: int, tokens: Path, run: Path) -> dict:
     if not work.compile:
         flags.append("--no-compile")
     peak_file = run.with_suffix(".peak")
-    command = [sys.executable, "-m", "throughput.train_and_report_peak", str(peak_file), *map(str, flags)]
-    ended = subprocess.run(command, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    program = Path(__file__).with_name("train_and_report_peak.py")
+    paths = [str(program.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    ended = subprocess.run([sys.executable, str(program), str(peak_file), *map(str, flags)], env=environment)
     if ended.returncode:
         raise RuntimeError(f"megasink.train ended with exit code {ended.returncode}")
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

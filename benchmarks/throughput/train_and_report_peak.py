@@ -1,4 +1,4 @@
-"""`python -m throughput.train_and_report_peak FILE FLAGS`: megasink's training command, then its peak memory in GiB."""
+"""`python train_and_report_peak.py FILE FLAGS`: megasink's training command, then its peak memory in GiB."""
 
 import json
 import sys

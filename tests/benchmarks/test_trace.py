@@ -1,0 +1,59 @@
+"""Kernels of a profiler trace land in the right category."""
+
+import json
+
+import pytest
+from throughput.trace import OPTIMIZER_RANGE, Kernel, busy_time, category_of, read_trace
+
+
+@pytest.mark.parametrize(
+    ("kernel", "category"),
+    [
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_NNT", "matmul"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16", "attention"),
+        ("triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_3", "norm"),
+        ("triton_poi_fused__to_copy_add_cat_mul_neg_1", "rope"),
+        ("triton_poi_fused_mul_silu_silu_backward_2", "swiglu"),
+        ("triton_red_fused__log_softmax_nll_loss_forward_0", "cross entropy"),
+        ("Memcpy HtoD (Pinned -> Device)", "copies"),
+        ("triton_poi_fused__to_copy_add_7", "other"),
+    ],
+)
+def test_categories_by_name(kernel, category):
+    assert category_of(kernel) == category
+
+
+def test_optimizer_range_outranks_the_name():
+    assert category_of("triton_poi_fused_mul_pow_rsqrt_0", (OPTIMIZER_RANGE, "aten::mul")) == "optimizer"
+
+
+def test_kernels_take_the_ranges_of_their_launch(tmp_path):
+    def event(category: str, name: str, start: float, duration: float, thread: int, **arguments) -> dict:
+        return {
+            "ph": "X",
+            "cat": category,
+            "name": name,
+            "ts": start,
+            "dur": duration,
+            "tid": thread,
+            "args": arguments,
+        }
+
+    events = [
+        event("user_annotation", OPTIMIZER_RANGE, 0, 10, 1),
+        event("cpu_op", "aten::mul", 1, 2, 1),
+        event("cuda_runtime", "cudaLaunchKernel", 2, 1, 1, correlation=5),
+        event("cuda_runtime", "cudaLaunchKernel", 12, 1, 1, correlation=6),
+        event("cuda_runtime", "cudaStreamSynchronize", 13, 1, 1),
+        event("kernel", "elementwise", 40, 4, 7, correlation=6),
+        event("kernel", "elementwise", 30, 3, 7, correlation=5),
+    ]
+    (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": events}))
+    kernels, waits = read_trace(tmp_path / "trace.json")
+    assert [(kernel.category, kernel.duration) for kernel in kernels] == [("optimizer", 3), ("other", 4)]
+    assert waits == {"cudaStreamSynchronize": 1}
+
+
+def test_busy_time_counts_overlap_once():
+    kernels = [Kernel("a", "other", 0, 10), Kernel("b", "other", 4, 3), Kernel("c", "other", 20, 5)]
+    assert busy_time(kernels) == 15
