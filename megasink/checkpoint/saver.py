@@ -144,7 +144,9 @@ class CheckpointSaver:
     def _check_space(self, needed: int) -> None:
         free = shutil.disk_usage(self.checkpoints).free
         if free < needed + SPARE_BYTES:
-            raise OSError(f"needs {_gib(needed)}, {self.checkpoints} has {_gib(free)} free; make room")
+            raise OSError(
+                f"needs {_readable(needed + SPARE_BYTES)}, {self.checkpoints} has {_readable(free)} free; make room"
+            )
 
     def _make_visible(self, pending: _Pending, parts: list[tuple[Entries, str | None]]) -> None:
         """On rank 0, when all ranks have written: index and manifest, then the name, then outdated ones go."""
@@ -241,5 +243,5 @@ def _reason(error: Exception) -> str:
     return text[0] if text else type(error).__name__
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _readable(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -21,6 +21,13 @@ class GradientClip:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         self.norm = global_norm(parameters, self.layout)
+        # a step whose gradients are not finite leaves weights and moments as they were
+        if self.norm.is_cuda:
+            optimizer.found_inf = (~self.norm.isfinite()).float()  # read by the fused kernel, not by the host
+        elif not self.norm.isfinite():
+            for parameter in parameters:
+                parameter.grad = None
+            return
         if self.max_norm > 0:
             torch._foreach_mul_(gradients, (self.max_norm / (self.norm + 1e-6)).clamp(max=1.0))
 

@@ -1,6 +1,7 @@
 """The training loop: steps, statistics, evaluation, checkpoints, and how a run ends."""
 
 import functools
+import math
 import time
 from dataclasses import dataclass
 
@@ -86,7 +87,7 @@ def train(run: Run) -> int:
         progress.step += 1
         progress.consumed_samples += training.global_batch_size
         progress.consumed_tokens += training.global_batch_size * config.model.seq_length
-        numbers.follow(progress.step, loss, run.engine.gradient_norm())
+        numbers.follow(progress.step, loss, _gradient_norm(run))
         meter.steps += 1
         if _due(progress.step, config.parallel.check_replicas):
             with meter.paused():
@@ -188,6 +189,11 @@ def _train_step(run: Run, lr: float) -> torch.Tensor:
     return loss
 
 
+def _gradient_norm(run: Run) -> float | torch.Tensor | None:
+    """Infinity where DeepSpeed skipped the step; under ZeRO-3 it still gives the norm of the step before."""
+    return math.inf if getattr(run.engine.engine.optimizer, "overflow", False) else run.engine.gradient_norm()
+
+
 def _due(step: int, interval: int) -> bool:
     return interval > 0 and step % interval == 0
 
@@ -209,7 +215,7 @@ class _Meter:
         loss_value = loss.item()
         seconds = (time.monotonic() - self.since) / self.steps
         tokens_per_second = config.training.global_batch_size * config.model.seq_length / seconds
-        norm = self.run.engine.gradient_norm()
+        norm = _gradient_norm(self.run)
         self.steps, self.since = 0, time.monotonic()
         return {
             "step": progress.step,

@@ -64,10 +64,8 @@ def _prepare(config: RunConfig, device: torch.device) -> Run:
     saver = CheckpointSaver(folder.checkpoints, config, layout, folder.say)
     progress = _resume_or_start(folder, config, layout, engine, saver)
 
-    log = None
-    if dist.get_rank() == 0:
-        folder.write_configuration(config, dist.get_world_size())
-        log = RunLog(folder, config, progress.step)
+    log = agree(lambda: _start_log(folder, config, progress), on_rank=0)
+    if log is not None:
         log.say(_headline(config, layout, device, progress))
     return Run(
         config=config,
@@ -125,6 +123,14 @@ def _resume_or_start(
         return progress
     state = agree(lambda: load_checkpoint(checkpoint, config, layout, engine.engine))
     return Progress(state["step"], state["consumed_samples"], state["consumed_tokens"], state.get("skipped_steps", 0))
+
+
+def _start_log(folder: RunFolder, config: RunConfig, progress: Progress) -> RunLog:
+    try:
+        folder.write_configuration(config, dist.get_world_size())
+        return RunLog(folder, config, progress.step)
+    except OSError as error:
+        raise UserError(f"--save {folder.path}: cannot write there ({error.strerror}); make room") from None
 
 
 def _headline(config: RunConfig, layout: ParallelLayout, device: torch.device, progress: Progress) -> str:

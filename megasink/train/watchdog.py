@@ -20,8 +20,8 @@ import torch.distributed as dist
 
 from megasink.train.exit_codes import BROKEN
 
-FIRST_STEP_FACTOR = 5.0
-"""The first step compiles and fills caches."""
+FIRST_STEP_FACTOR = 10.0
+"""For the first step, which compiles and fills caches, and for saving."""
 GATHERING_S = 10.0
 """How long the ranks' reports are waited for."""
 

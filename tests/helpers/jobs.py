@@ -90,6 +90,13 @@ def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+TIMES = {"step_time_s", "tokens_per_second", "mfu"}
+
+
+def metrics_without_times(run: Path) -> list[dict]:
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in metrics(run)]
+
+
 def losses(run: Path) -> list[float]:
     return [record["loss"] for record in metrics(run)]
 

@@ -6,19 +6,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.helpers.jobs import metrics, train
+from tests.helpers.jobs import TIMES, metrics, metrics_without_times, train
 
-TIMES = {"step_time_s", "tokens_per_second", "mfu"}
 FLAGS = shlex.split(
     """
     --lr-decay-style constant --lr-warmup-iters 3 --save-interval 3 --eval-interval 3 --eval-iters 1 --split 80,20,0
     --sink-stats-interval 2 --v-scale on
     """
 )
-
-
-def without_times(records: list[dict]) -> list[dict]:
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +32,7 @@ def whole_and_halves(tokens, tmp_path_factory):
 
 
 def test_metrics_are_equal_bit_for_bit(whole_and_halves):
-    whole, halves = (without_times(metrics(run)) for run in whole_and_halves)
+    whole, halves = map(metrics_without_times, whole_and_halves)
     assert [record["step"] for record in whole] == list(range(1, 7))
     assert whole == halves
 

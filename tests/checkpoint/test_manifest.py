@@ -1,0 +1,74 @@
+"""A checkpoint is whole, or what is wrong with it is named; outdated ones go and the others stay."""
+
+import os
+
+import pytest
+
+from megasink.checkpoint.manifest import MANIFEST_FILE, describe_file, find_damage, write_manifest
+from megasink.checkpoint.retention import remove_outdated
+from megasink.checkpoint.run_checkpoint import checkpoint_path, complete_checkpoints
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = checkpoint_path(tmp_path, 7)
+    folder.mkdir()
+    for name in ("a.pt", "b.safetensors", "state.json"):
+        (folder / name).write_bytes(os.urandom(1000))
+    write_manifest(folder, {path.name: describe_file(path) for path in folder.iterdir()})
+    return folder
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[500] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (lambda folder: (folder / MANIFEST_FILE).unlink(), "no readable manifest"),
+        (lambda folder: os.truncate(folder / MANIFEST_FILE, 50), "no readable manifest"),
+        (lambda folder: (folder / "a.pt").unlink(), "a.pt is missing"),
+        (lambda folder: os.truncate(folder / "a.pt", 999), "a.pt has 999 bytes instead of 1000"),
+        (lambda folder: flip_a_bit(folder / "b.safetensors"), "b.safetensors has changed"),
+        (lambda folder: (folder / "stranger.pt").write_bytes(b"x"), "stranger.pt is not in the manifest"),
+    ],
+)
+def test_damage_is_found_and_named(checkpoint, harm, named):
+    assert find_damage(checkpoint) is None
+    harm(checkpoint)
+    assert named in find_damage(checkpoint)
+
+
+def test_ranks_share_the_digests(checkpoint):
+    flip_a_bit(checkpoint / "b.safetensors")
+    assert [find_damage(checkpoint, part, 3) is None for part in range(3)] == [True, False, True]
+
+
+def make_complete(checkpoints, steps):
+    for step in steps:
+        checkpoint_path(checkpoints, step).mkdir()
+        write_manifest(checkpoint_path(checkpoints, step), {})
+
+
+def steps_left(checkpoints):
+    return [int(path.name.removeprefix("step_")) for path in complete_checkpoints(checkpoints)]
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "left"),
+    [(0, 0, [0, 10, 20, 30, 40]), (2, 0, [0, 30, 40]), (1, 20, [0, 20, 40]), (9, 0, [0, 10, 20, 30, 40])],
+)
+def test_which_checkpoints_stay(tmp_path, keep_last, keep_every, left):
+    make_complete(tmp_path, range(0, 50, 10))
+    remove_outdated(tmp_path, keep_last, keep_every)
+    assert steps_left(tmp_path) == left
+
+
+def test_one_that_is_being_written_is_neither_counted_nor_removed(tmp_path):
+    make_complete(tmp_path, [10, 20])
+    checkpoint_path(tmp_path, 30).mkdir()
+    assert remove_outdated(tmp_path, 2, 0) == []
+    assert steps_left(tmp_path) == [10, 20] and checkpoint_path(tmp_path, 30).exists()

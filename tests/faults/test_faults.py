@@ -1,0 +1,143 @@
+"""Real jobs to which something happens: each ends or goes on as docs/fault-tolerance.md says, and nothing is lost."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.jobs import TINY, Job, Outcome, losses, metrics_without_times
+
+STEPS, SAVE_INTERVAL = 10, 3
+PROGRAM = "from tests.faults.inject import run; run()"
+FLAGS = ["--train-iters", STEPS, "--save-interval", SAVE_INTERVAL, "--tensor-model-parallel-size", 2, "--auto-resume"]
+
+
+def job(run: Path, tokens: Path, *flags: object, fault: dict | None = None, ranks: int = 2) -> Outcome:
+    environ = {"FAULT": json.dumps(fault or {})}
+    words = [*TINY, "--data-path", tokens, "--save", run, *FLAGS, *flags]
+    return Job(*words, ranks=ranks, program=PROGRAM, environ=environ).wait()
+
+
+def steps_of(run: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*"))
+
+
+def events(run: Path, kind: str) -> list[dict]:
+    lines = (run / "events.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["event"] == kind]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tokens, tmp_path_factory):
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    outcome = job(run, tokens)
+    assert outcome.codes == [0, 0], outcome.output
+    return run
+
+
+def test_a_run_killed_four_times_and_stopped_once_is_the_undisturbed_run(tokens, tmp_path, undisturbed):
+    run, chance = tmp_path / "run", random.Random(20261124)
+    faults = [
+        {"kind": "kill", "rank": chance.randrange(2), "at": chance.randrange(4, 6)},
+        {"kind": "kill_after_file", "rank": chance.randrange(2), "at": chance.randrange(1, 7)},
+        {"kind": "kill_before_manifest", "rank": 0, "at": 1},
+        {"kind": "kill_before_rename", "rank": 0, "at": 1},
+    ]
+    for fault in faults:
+        outcome = job(run, tokens, fault=fault)
+        killed, other = outcome.codes[fault["rank"]], outcome.codes[1 - fault["rank"]]
+        assert (killed, other) == (-9, 76), (fault, outcome.output)
+        assert outcome.lines(f"megasink: rank {1 - fault['rank']} lost another rank"), outcome.output
+    stopped = job(run, tokens, fault={"kind": "terminate", "rank": 1, "at": 7})
+    assert stopped.codes == [75, 75], stopped.output
+    assert stopped.lines("Stopped after step 9")  # asked before step 8, read one step late
+    finished = job(run, tokens)
+    assert finished.codes == [0, 0], finished.output
+    assert finished.lines("megasink: resuming after step 9")
+    assert metrics_without_times(run) == metrics_without_times(undisturbed)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(tokens, tmp_path, undisturbed):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    newest, before = (run / "checkpoints" / f"step_{step:08d}" for step in (10, 9))
+    truncated = before / "zero_pp_rank_0_mp_rank_01_optim_states.pt"
+    os.truncate(truncated, truncated.stat().st_size - 1)
+    flipped = newest / "layer_01-model_01-model_states.pt"
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    outcome = job(run, tokens)
+    assert outcome.codes == [0, 0], outcome.output
+    first, second = outcome.lines("megasink: checkpoint step_")
+    assert f"step_00000010 is damaged ({flipped.name} has changed" in first
+    assert f"step_00000009 is damaged ({truncated.name} has " in second
+    assert outcome.lines("megasink: resuming after step 6")
+    assert metrics_without_times(run) == metrics_without_times(undisturbed)
+
+
+def test_nothing_starts_over_when_every_checkpoint_is_damaged(tokens, tmp_path, undisturbed):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    for weights in (run / "checkpoints").glob("step_*/model.safetensors"):
+        os.truncate(weights, 100)
+    outcome = job(run, tokens)
+    assert outcome.codes == [2, 2] and "every checkpoint is damaged" in outcome.output
+    assert metrics_without_times(run) == metrics_without_times(undisturbed)
+
+
+def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tokens, tmp_path, undisturbed):
+    run = tmp_path / "run"
+    outcome = job(run, tokens, fault={"kind": "nan", "at": 2, "until": 3})
+    assert outcome.codes == [0, 0], outcome.output
+    (event,) = events(run, "skipped_step")
+    assert (event["step"], event["first_sample"], event["last_sample"]) == (3, 8, 11)
+    assert outcome.lines("megasink: step 3: loss nan")
+    assert losses(run)[:2] == losses(undisturbed)[:2]
+    assert all(loss == loss for loss in losses(run)[3:])  # weights and moments stayed finite
+    state = json.loads((run / "checkpoints" / "step_00000003" / "state.json").read_text())
+    assert (state["skipped_steps"], state["consumed_samples"]) == (1, 12)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_too_many_such_steps_end_the_run_with_a_checkpoint_and_a_diagnosis(tokens, tmp_path, zero_stage):
+    run = tmp_path / "run"
+    flags = ["--max-skipped-steps", 2, "--tensor-model-parallel-size", 1, "--zero-stage", zero_stage]
+    outcome = job(run, tokens, *flags, fault={"kind": "nan", "at": 4, "until": STEPS}, ranks=1)
+    assert outcome.codes == [77], outcome.output
+    assert steps_of(run)[-1] == events(run, "diverged")[0]["step"] < STEPS
+    assert "all weights are finite; the forward pass is finite, the backward pass is not from layer 1" in outcome.output
+
+
+def test_a_rank_that_hangs_ends_the_job_and_is_named(tokens, tmp_path):
+    outcome = job(tmp_path, tokens, "--step-timeout-in-mins", 0.15, fault={"kind": "sleep", "rank": 1, "at": 2})
+    assert outcome.codes == [76, 76], outcome.output
+    assert outcome.lines("megasink: no progress for")
+    (late,) = outcome.lines("megasink:   rank 1: after step 2, training, in ")
+    assert "inject.py" in late
+    stacks = tmp_path / "hangs" / "after_step_00000002" / "rank_00001.stacks.txt"
+    assert "inject.py" in stacks.read_text()
+
+
+def test_a_full_disk_leaves_old_checkpoints_and_lets_the_run_go_on(tokens, tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs")
+    run = tmp_path / "run"
+    flags = ["--tensor-model-parallel-size", 1, "--save-interval", 2, "--train-iters", 8, "--no-async-save"]
+    try:
+        fault = {"kind": "fill", "rank": 0, "at": 5, "path": str(tmp_path)}
+        full = job(run, tokens, *flags, fault=fault, ranks=1)
+        assert full.codes == [2], full.output
+        assert full.lines("megasink: checkpoint not saved") and full.lines("step 8/8"), full.output
+        assert steps_of(run) == [0, 2, 4]
+        (tmp_path / "filler").unlink()
+        roomy = job(run, tokens, *flags, ranks=1)
+        assert roomy.codes == [0] and roomy.lines("megasink: resuming after step 4"), roomy.output
+        assert steps_of(run) == [0, 2, 4, 6, 8] and len(losses(run)) == 8
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
