@@ -75,7 +75,7 @@ CASES = {
 BF16 = {
     2: [
         Case("v_scale_gqa", precision="bf16", tensor=2, sequence_parallel=True, micro_batch=4),
-        Case("v_scale_gqa", precision="bf16", pipeline=2),
+        Case("v_scale_tied", precision="bf16", pipeline=2),
         Case("v_scale_gqa", precision="bf16", zero=3),
     ],
     4: [
@@ -95,7 +95,7 @@ SHARE_LAYOUTS = {
         Case("one_key_value_head_tied", tensor=2),
         Case("one_key_value_head_tied", pipeline=2),
         Case("v_scale_gqa", pipeline=2, zero=0),
-        Case("v_scale_tied", pipeline=2, precision="bf16"),
+        Case("v_scale_gqa", pipeline=2, precision="bf16"),
         Case("v_scale_gqa", tensor=2, zero=3),
     ],
     4: [
@@ -122,7 +122,7 @@ def results() -> dict:
 def run_all() -> dict:
     """{(ranks, case): [what each rank found]}, and {("share", ranks, case): [...]}."""
     single = [Case(model) for model in MODELS]
-    single.append(Case("v_scale_gqa", micro_batch=2, precision="bf16"))
+    single += [Case(model, precision="bf16") for model in TIED_AND_UNTIED]
     plans = {
         1: (single + PAIRS[1], [Case(model) for model in MODELS if model.startswith(("v_scale", "one"))]),
         2: (CASES[2] + BF16[2], SHARE_LAYOUTS[2]),
@@ -168,7 +168,7 @@ def test_the_weights_moved(results):
 @every(BF16)
 def test_layout_trains_as_one_process_in_bf16(results, world, case):
     """fp32 master weights and accumulation: only the rounding of activations differs."""
-    expected = results[1, Case(case.model, micro_batch=2, precision="bf16")][0]
+    expected = results[1, Case(case.model, precision="bf16")][0]
     for rank in results[world, case]:
         assert rank["losses"] == pytest.approx(expected["losses"], rel=BF16_LOSS)
         assert rank["norms"] == pytest.approx(expected["norms"], rel=BF16_NORM)
@@ -176,7 +176,7 @@ def test_layout_trains_as_one_process_in_bf16(results, world, case):
 
 
 def test_bf16_follows_fp32(results):
-    losses = results[1, Case("v_scale_gqa", micro_batch=2, precision="bf16")][0]["losses"]
+    losses = results[1, Case("v_scale_gqa", precision="bf16")][0]["losses"]
     assert losses == pytest.approx(results[1, Case("v_scale_gqa")][0]["losses"], rel=BF16_LOSS)
 
 
