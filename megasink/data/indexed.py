@@ -9,8 +9,10 @@ import contextlib
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 
@@ -50,9 +52,10 @@ def token_dtype(vocab_size: int) -> np.dtype:
 class IndexedDataset:
     """Documents of a `.bin/.idx` pair, read through one memory map; everything is checked when it is opened.
 
+    Opening reads the index once, in pieces, and keeps 8 bytes a document.
+
     Attributes:
         tokens: [total_tokens] read-only view of the whole `.bin`, in the file's dtype.
-        sequence_lengths: int32 [S] tokens of each sequence.
         document_starts: int64 [documents + 1] first token of each document in `tokens`; the last is total_tokens.
         manifest: of `<prefix>.json`, or None (Megatron writes none).
 
@@ -61,24 +64,19 @@ class IndexedDataset:
     """
 
     def __init__(self, prefix: str | Path) -> None:
-        prefix = str(prefix).removesuffix(".idx").removesuffix(".bin")
-        self.prefix = prefix
-        index = _map_file(idx_path(prefix))
-        self.dtype, num_sequences = _read_header(index, idx_path(prefix))
-        lengths_at = HEADER.size
-        offsets_at = lengths_at + 4 * num_sequences
-        bounds_at = offsets_at + 8 * num_sequences
-        self.sequence_lengths = index[lengths_at:offsets_at].view("<i4")
-        offsets = index[offsets_at:bounds_at].view("<i8")
-        bounds = index[bounds_at:].view("<i8")
-        sequence_starts = self._check_sequences(offsets)
-        _check_bounds(bounds, num_sequences, idx_path(prefix))
-        one_each = len(bounds) == num_sequences + 1 and _is_arange(bounds)
-        self.document_starts = sequence_starts if one_each else sequence_starts[bounds]
-        self.tokens = self._map_tokens(int(sequence_starts[-1]))
-        self.manifest = read_manifest(prefix)
+        self.prefix = str(prefix).removesuffix(".idx").removesuffix(".bin")
+        path = idx_path(self.prefix)
+        try:
+            with open(path, "rb") as file:
+                self.dtype, num_sequences, num_bounds = _read_header(file, path)
+                sequence_starts = _read_sequences(file, num_sequences, self.dtype.itemsize, path)
+                self.document_starts = _read_bounds(file, num_bounds, sequence_starts, path)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        self.tokens = self._map_tokens()
+        self.manifest = read_manifest(self.prefix)
         if self.manifest is not None:
-            self._check_manifest(one_each)
+            self._check_manifest(one_sequence_each=self.document_starts is sequence_starts)
 
     def __len__(self) -> int:
         """Documents."""
@@ -94,40 +92,8 @@ class IndexedDataset:
     def num_tokens(self) -> int:
         return len(self.tokens)
 
-    def _check_sequences(self, offsets: np.ndarray) -> np.ndarray:
-        """int64 [S + 1] token offsets, after checking every length and byte offset."""
-        where = idx_path(self.prefix)
-        starts = np.zeros(len(offsets) + 1, np.int64)
-        for first in range(0, len(offsets), _CHUNK):
-            part = slice(first, first + _CHUNK)
-            lengths = self.sequence_lengths[part]
-            if lengths.min() < 0:
-                bad = first + int(np.argmax(lengths < 0))
-                raise UserError(f"{where}: damaged: sequence {bad} has length {self.sequence_lengths[bad]}; {_REMAKE}")
-            np.cumsum(lengths, dtype=np.int64, out=starts[first + 1 : first + 1 + len(lengths)])
-            starts[first + 1 : first + 1 + len(lengths)] += starts[first]
-            wrong = offsets[part] != starts[first : first + len(lengths)] * self.dtype.itemsize
-            if wrong.any():
-                bad = first + int(np.argmax(wrong))
-                expected = int(starts[bad]) * self.dtype.itemsize
-                raise UserError(
-                    f"{where}: damaged: sequence {bad} points to byte {offsets[bad]}, expected {expected}; {_REMAKE}"
-                )
-        return starts
-
-    def _check_manifest(self, one_each: bool) -> None:
-        """A manifest is of our own writer, which makes one sequence a document: other bounds are flipped bits."""
-        expected, found = (self.manifest.documents, self.manifest.tokens), (len(self), self.num_tokens)
-        if expected != found:
-            raise UserError(
-                f"{manifest_path(self.prefix)} is of {expected[0]} documents and {expected[1]} tokens, but the files "
-                f"hold {found[0]} and {found[1]}: not their manifest; {_REMAKE}, or remove the manifest"
-            )
-        if not one_each:
-            raise UserError(f"{idx_path(self.prefix)}: damaged: document bounds are not one sequence each; {_REMAKE}")
-
-    def _map_tokens(self, expected: int) -> np.ndarray:
-        path = bin_path(self.prefix)
+    def _map_tokens(self) -> np.ndarray:
+        path, expected = bin_path(self.prefix), int(self.document_starts[-1])
         raw = _map_file(path)
         if len(raw) != expected * self.dtype.itemsize:
             raise UserError(
@@ -137,8 +103,23 @@ class IndexedDataset:
             )
         return raw.view(self.dtype)
 
+    def _check_manifest(self, one_sequence_each: bool) -> None:
+        """A manifest is of our own writer, which makes one sequence a document: other bounds are flipped bits."""
+        expected, found = (self.manifest.documents, self.manifest.tokens), (len(self), self.num_tokens)
+        if expected != found:
+            raise UserError(
+                f"{manifest_path(self.prefix)} is of {expected[0]} documents and {expected[1]} tokens, but the files "
+                f"hold {found[0]} and {found[1]}: not their manifest; {_REMAKE}, or remove the manifest"
+            )
+        if not one_sequence_each:
+            raise UserError(f"{idx_path(self.prefix)}: damaged: document bounds are not one sequence each; {_REMAKE}")
+
 
 _REMAKE = "copy the pair again or remake it with tools/preprocess_data.py"
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: {error.strerror}; make it with tools/preprocess_data.py")
 
 
 def _map_file(path: Path) -> np.ndarray:
@@ -150,14 +131,15 @@ def _map_file(path: Path) -> np.ndarray:
             # a plain ndarray over mmap: np.memmap's subclass makes every slice twice as slow
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; make it with tools/preprocess_data.py") from None
+        raise _unreadable(path, error) from None
 
 
-def _read_header(index: np.ndarray, path: Path) -> tuple[np.dtype, int]:
-    """(dtype, sequences), checked against the file's size."""
-    if len(index) < HEADER.size:
-        raise UserError(f"{path}: {len(index)} bytes is too short for an index; {_REMAKE}")
-    magic, version, code, num_sequences, num_bounds = HEADER.unpack(index[: HEADER.size].tobytes())
+def _read_header(file: BinaryIO, path: Path) -> tuple[np.dtype, int, int]:
+    """(dtype, sequences, document bounds), checked against the file's size."""
+    size = os.fstat(file.fileno()).st_size
+    if size < HEADER.size:
+        raise UserError(f"{path}: {size} bytes is too short for an index; {_REMAKE}")
+    magic, version, code, num_sequences, num_bounds = HEADER.unpack(file.read(HEADER.size))
     if magic != MAGIC:
         raise UserError(f"{path}: not a Megatron index (it does not begin with MMIDIDX); {_REMAKE}")
     if version != 1:
@@ -165,28 +147,68 @@ def _read_header(index: np.ndarray, path: Path) -> tuple[np.dtype, int]:
     if code not in DTYPE_CODES or DTYPE_CODES[code].kind == "f":
         raise UserError(f"{path}: dtype code {code} is not an integer type of tokens; {_REMAKE}")
     expected = HEADER.size + 12 * num_sequences + 8 * num_bounds
-    if len(index) != expected:
+    if size != expected:
         raise UserError(
-            f"{path}: {len(index)} bytes, but its header describes {num_sequences} sequences and {num_bounds} document "
+            f"{path}: {size} bytes, but its header describes {num_sequences} sequences and {num_bounds} document "
             f"bounds ({expected} bytes): truncated or damaged; {_REMAKE}"
         )
-    return DTYPE_CODES[code], num_sequences
+    return DTYPE_CODES[code], num_sequences, num_bounds
 
 
-def _check_bounds(bounds: np.ndarray, num_sequences: int, path: Path) -> None:
-    if len(bounds) == 0 or bounds[0] != 0 or bounds[-1] != num_sequences:
+def _read_sequences(file: BinaryIO, count: int, token_bytes: int, path: Path) -> np.ndarray:
+    """int64 [S + 1] first token of each sequence and the end, after checking every length and byte offset."""
+    starts = np.zeros(count + 1, np.int64)
+    for first, size in _chunks(count):
+        lengths = _read_array(file, HEADER.size + 4 * first, "<i4", size)
+        if lengths.min() < 0:
+            bad = int(np.argmax(lengths < 0))
+            raise UserError(f"{path}: damaged: sequence {first + bad} has length {lengths[bad]}; {_REMAKE}")
+        ends = starts[first + 1 : first + 1 + size]
+        np.cumsum(lengths, dtype=np.int64, out=ends)
+        ends += starts[first]
+        offsets = _read_array(file, HEADER.size + 4 * count + 8 * first, "<i8", size)
+        expected = starts[first : first + size] * token_bytes
+        if (wrong := offsets != expected).any():
+            bad = int(np.argmax(wrong))
+            raise UserError(
+                f"{path}: damaged: sequence {first + bad} points to byte {offsets[bad]}, expected {expected[bad]}; "
+                f"{_REMAKE}"
+            )
+    return starts
+
+
+def _read_bounds(file: BinaryIO, count: int, sequence_starts: np.ndarray, path: Path) -> np.ndarray:
+    """int64 [D] first token of each document and the end; `sequence_starts` itself where each has one sequence."""
+    num_sequences = len(sequence_starts) - 1
+    at = HEADER.size + 12 * num_sequences
+    ends = [int(_read_array(file, at + 8 * place, "<i8", 1)[0]) for place in (0, count - 1)] if count else []
+    if ends != [0, num_sequences]:
         raise UserError(f"{path}: damaged: document bounds do not run from 0 to {num_sequences} sequences; {_REMAKE}")
-    for first in range(0, len(bounds), _CHUNK):
-        steps = np.diff(bounds[first : first + _CHUNK + 1])
-        if len(steps) and steps.min() < 0:
+    starts, one_each = np.empty(count, np.int64), count == num_sequences + 1
+    previous = 0
+    for first, size in _chunks(count):
+        bounds = _read_array(file, at + 8 * first, "<i8", size)
+        steps = np.diff(bounds, prepend=previous)
+        if steps.min() < 0:
             raise UserError(f"{path}: damaged: document bounds decrease at {first + int(np.argmin(steps))}; {_REMAKE}")
+        # rising to S, so no bound is beyond it once the last is S
+        if bounds[-1] > num_sequences:
+            raise UserError(f"{path}: damaged: document bounds exceed {num_sequences} sequences; {_REMAKE}")
+        one_each = one_each and bool((steps[first == 0 :] == 1).all())
+        starts[first : first + size] = sequence_starts[bounds]
+        previous = int(bounds[-1])
+    return sequence_starts if one_each else starts
 
 
-def _is_arange(bounds: np.ndarray) -> bool:
-    """Non-decreasing bounds from 0 to S with S + 1 entries: one sequence a document unless some step is not 1."""
-    return all(
-        (np.diff(bounds[first : first + _CHUNK + 1]) == 1).all() for first in range(0, max(len(bounds) - 1, 1), _CHUNK)
-    )
+def _read_array(file: BinaryIO, at: int, dtype: str, count: int) -> np.ndarray:
+    file.seek(at)
+    return np.fromfile(file, dtype, count)
+
+
+def _chunks(count: int) -> Iterator[tuple[int, int]]:
+    """(first, size) of pieces of at most _CHUNK."""
+    for first in range(0, count, _CHUNK):
+        yield first, min(_CHUNK, count - first)
 
 
 class IndexedDatasetWriter:
