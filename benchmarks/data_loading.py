@@ -1,6 +1,6 @@
 """Speed of the sample stream: random reads from a warm cache, and the order of 1e8 documents.
 
-python benchmarks/data_loading.py --folder /tmp/loading   (takes 4 GB there for --documents 100000000; removed at the end)
+python benchmarks/data_loading.py --folder /tmp/loading   (4 GB there with --documents 100000000; removed at the end)
 """
 
 import resource
