@@ -31,10 +31,11 @@ def measure(work: Work) -> Iterator[dict]:
 
 def train(work: Work, accumulate: int, tokens: Path, run: Path) -> dict:
     """One training run of its own process; step times are those of its metrics.jsonl."""
+    last_step = work.warmup + work.steps
     flags = [
         *work.shape.flags(),
         *("--micro-batch-size", work.micro_batch_size, "--global-batch-size", work.micro_batch_size * accumulate),
-        *("--train-iters", work.warmup + work.steps, "--data-path", tokens, "--save", run, "--save-interval", 0),
+        *("--train-iters", last_step + 1000, "--data-path", tokens, "--save", run, "--save-interval", 0),
         *("--lr", 3e-4, "--min-lr", 3e-5, "--log-interval", 1, "--wandb-mode", "disabled"),
         *FEATURES[work.case],
         *work.megasink_flags,
@@ -45,11 +46,12 @@ def train(work: Work, accumulate: int, tokens: Path, run: Path) -> dict:
     program = Path(__file__).with_name("train_and_report_peak.py")
     paths = [str(program.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    ended = subprocess.run([sys.executable, str(program), str(peak_file), *map(str, flags)], env=environment)
+    command = [sys.executable, program, peak_file, run / "metrics.jsonl", last_step, *flags]
+    ended = subprocess.run([str(word) for word in command], env=environment)
     if ended.returncode:
         raise RuntimeError(f"megasink.train ended with exit code {ended.returncode}")
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = [record["step_time_s"] for record in metrics if record["step"] > work.warmup]
+    metrics = [json.loads(line) for line in _complete_lines(run / "metrics.jsonl")]
+    seconds = [record["step_time_s"] for record in metrics if work.warmup < record["step"] <= last_step]
     more = {"first_step_s": metrics[0]["step_time_s"], "loss": metrics[-1]["loss"]}
     return result(accumulate, seconds, **more) | {"peak_gib": json.loads(peak_file.read_text())}
 
@@ -61,3 +63,8 @@ def write_tokens(prefix: Path, vocab_size: int) -> Path:
         for _ in range(200):
             writer.add_document(generator.integers(vocab_size, size=20_000))
     return prefix
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """Without a last one that the end of the process may have torn."""
+    return path.read_text().split("\n")[:-1]

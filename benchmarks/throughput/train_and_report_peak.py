@@ -1,14 +1,35 @@
-"""`python train_and_report_peak.py FILE FLAGS`: megasink's training command, then its peak memory in GiB."""
+"""`python train_and_report_peak.py FILE METRICS STEP FLAGS`: megasink's training command until METRICS has STEP.
+
+FILE then holds the peak memory in GiB, and the process ends where it stands: without the checkpoint that ends a run.
+"""
 
 import json
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 from megasink.train import main
 
-main(sys.argv[2:])
 
-import torch  # noqa: E402  (main sets the environment first)
+def end_after(step: int, metrics: Path, peak_file: Path) -> None:
+    """Runs beside the training."""
+    while _last_step(metrics) < step:
+        time.sleep(0.05)
+    import torch
 
-peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-Path(sys.argv[1]).write_text(json.dumps(peak))
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    peak_file.write_text(json.dumps(peak))
+    os._exit(0)
+
+
+def _last_step(metrics: Path) -> int:
+    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+if __name__ == "__main__":
+    peak_file, metrics, step, *flags = sys.argv[1:]
+    threading.Thread(target=end_after, args=(int(step), Path(metrics), Path(peak_file)), daemon=True).start()
+    main(flags)

@@ -29,15 +29,8 @@ def test_optimizer_range_outranks_the_name():
 
 def test_kernels_take_the_ranges_of_their_launch(tmp_path):
     def event(category: str, name: str, start: float, duration: float, thread: int, **arguments) -> dict:
-        return {
-            "ph": "X",
-            "cat": category,
-            "name": name,
-            "ts": start,
-            "dur": duration,
-            "tid": thread,
-            "args": arguments,
-        }
+        times = {"ts": start, "dur": duration, "tid": thread}
+        return {"ph": "X", "cat": category, "name": name, "args": arguments} | times
 
     events = [
         event("user_annotation", OPTIMIZER_RANGE, 0, 10, 1),

@@ -83,24 +83,10 @@ def test_megasink_is_timed_through_its_training_command(tmp_path):
 
 def test_missing_peers_and_failures_are_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(benchmark.NEEDS, "liger", ("no-such-package",))
-    monkeypatch.setitem(benchmark.NEEDS, "megatron", ())
-    flags = [
-        "--shape",
-        "tiny",
-        "--micro-batch-size",
-        "2",
-        "--accumulate",
-        "1",
-        "--steps",
-        "1",
-        "--warmup",
-        "2",
-        "--cases",
-        "bare,liger",
-    ]
-    monkeypatch.setattr(
-        sys, "argv", ["train_throughput.py", *flags, "--scratch", str(tmp_path), "--out", str(tmp_path)]
-    )
+    flags = {"shape": "tiny", "micro-batch-size": 2, "accumulate": 1, "steps": 1, "warmup": 2, "cases": "bare,liger"}
+    flags |= {"scratch": tmp_path, "out": tmp_path}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["train_throughput.py", *words])
     benchmark.main()
     rows = {row["case"]: row for row in json.loads((tmp_path / "throughput.json").read_text())["rows"]}
     assert rows["liger"]["status"] == "not installed: no-such-package"
