@@ -38,6 +38,8 @@ def measure(
         advance(batch[:, 1:].size)
     # the sum's gradient is far from fp32's smallest numbers; the whole batch's mean may not be
     report = recorder.report(step, gradient_scale=1.0 / samples[:, 1:].size)
+    for block in blocks:
+        block.recorder = None
     return Measurement(report, {"loss": torch.cat(losses).cpu().numpy()} | per_sequence.collect())
 
 
