@@ -27,6 +27,7 @@ from megasink.tokenize.tokenizers import Tokenizer, load_tokenizer
 from megasink.tokenize.workspace import Workspace
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
+_MOST_FAST_ENCODERS = 4
 _SAMPLE_BYTES = 1 << 20  # of the corpus, on which the fast encoder is checked
 
 
@@ -198,8 +199,8 @@ def _choose_library(
                 break
         if size >= _SAMPLE_BYTES:
             break
-    # one thread of ours reads, hashes and writes meanwhile
-    tokenizer, reason = fastest(reference, max(1, config.workers - 1), sample)
+    # one thread of ours reads, hashes and writes meanwhile, and has no more than this to give
+    tokenizer, reason = fastest(reference, max(1, min(config.workers - 1, _MOST_FAST_ENCODERS)), sample)
     if reason is not None:
         print(f"megasink: tokenizing with {tokenizer.library}: {reason}", file=sys.stderr)
     return tokenizer
