@@ -3,6 +3,8 @@
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
+#SBATCH --requeue
+#SBATCH --open-mode=append
 #SBATCH --signal=TERM@300
 """:"
 # Starts the run of pretrain_1b.yaml:  deepspeed FILE [flags]  |  bash FILE [flags]  |  sbatch FILE [flags]  |  torchrun FILE [flags]
@@ -13,7 +15,13 @@ file=$0
 command -v deepspeed >/dev/null || PATH=$(dirname "$file")/../.venv/bin:$PATH
 command -v deepspeed >/dev/null || { echo "megasink: no deepspeed on PATH; bash tools/setup_env.sh makes .venv" >&2; exit 2; }
 if [ -n "$RANK" ]; then exec python -u "$file" "$@"; fi
-if [ -n "$SLURM_JOB_ID" ]; then exec srun --kill-on-bad-exit=1 python -u "$file" "$@"; fi
+if [ -n "$SLURM_JOB_ID" ]; then
+  srun --kill-on-bad-exit=1 python -u "$file" "$@"
+  code=$?
+  # stopped on request, or broken by a node: the job goes on later (docs/fault-tolerance.md); scancel without --signal ends it
+  case $code in 75 | 76) scontrol requeue "$SLURM_JOB_ID" ;; esac
+  exit $code
+fi
 exec deepspeed -q ${NUM_GPUS:+--num_gpus "$NUM_GPUS"} ${MASTER_PORT:+--master_port "$MASTER_PORT"} "$file" "$@"
 : <<'#PYTHON'
 ":"""

@@ -18,7 +18,7 @@ from megasink.train.agree import agree
 from megasink.train.bad_numbers import BadNumbers
 from megasink.train.batches import Batches
 from megasink.train.diagnosis import diagnose
-from megasink.train.engine import TrainEngine
+from megasink.train.engine import Batch, TrainEngine
 from megasink.train.flops import model_flops_utilisation
 from megasink.train.late import LateMaximum
 from megasink.train.optimizer import learning_rate
@@ -26,6 +26,7 @@ from megasink.train.replicas import differing_parameter
 from megasink.train.run_folder import RunFolder
 from megasink.train.run_log import RunLog
 from megasink.train.stop import StopRequest
+from megasink.train.straggler import StragglerReport
 from megasink.train.watchdog import Watchdog
 
 MIN_SEQ_LENGTH = 16
@@ -71,6 +72,7 @@ def train(run: Run) -> int:
     )
     stopped = diverged = False
     saved_at = first = progress.step
+    straggler = StragglerReport(run.device, functools.partial(_report, run))
     meter = _Meter(run)
 
     while progress.step < training.train_iters:
@@ -83,7 +85,10 @@ def train(run: Run) -> int:
             break
         run.watchdog.beat(progress.step, "first step" if progress.step == first else "training")
         lr = learning_rate(progress.step, training.train_iters, config.optimizer)
-        loss = _train_step(run, lr)
+        began = time.monotonic()
+        batch = run.train.at(progress.consumed_samples)
+        straggler.data_wait_s += time.monotonic() - began
+        loss = _train_step(run, batch, lr)
         progress.step += 1
         progress.consumed_samples += training.global_batch_size
         progress.consumed_tokens += training.global_batch_size * config.model.seq_length
@@ -96,8 +101,10 @@ def train(run: Run) -> int:
         last = progress.step == training.train_iters
         evaluates = run.valid is not None and (last or _due(progress.step, training.eval_interval))
         if last or evaluates or _due(progress.step, config.logging.log_interval):
+            steps = meter.steps
             metrics = meter.read(loss, lr)
             with meter.paused():
+                metrics |= straggler.read(progress.step, steps)
                 if evaluates:
                     metrics["valid_loss"] = evaluate(run)
             if run.log is not None:
@@ -174,14 +181,14 @@ def _check_replicas(run: Run) -> None:
         )
 
 
-def _train_step(run: Run, lr: float) -> torch.Tensor:
+def _train_step(run: Run, batch: Batch, lr: float) -> torch.Tensor:
     """One optimizer step; with statistics where they are due. They describe the weights before the step."""
     step = run.progress.step
     level = run.config.sink_stats.level_at(step)
     run.engine.set_learning_rate(lr)
     if level is not None:
         run.recorder.start(level)
-    loss = run.engine.train_batch(run.train.at(run.progress.consumed_samples))
+    loss = run.engine.train_batch(batch)
     if level is not None:
         report = run.recorder.report(step, run.engine.gradient_scale)
         if run.log is not None:

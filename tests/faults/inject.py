@@ -48,10 +48,10 @@ def _arm(kind: str, at: int, rank: int = 0, until: int = 0, path: str = "") -> N
         }
         step = loop._train_step
 
-        def with_fault(run: loop.Run, lr: float):
+        def with_fault(run: loop.Run, *arguments):
             if run.progress.step == at:
                 actions[kind]()
-            return step(run, lr)
+            return step(run, *arguments)
 
         loop._train_step = with_fault
 
@@ -66,9 +66,9 @@ def _poison(engine, loop, at: int, until: int) -> None:
     step, loss = loop._train_step, engine.TrainEngine._loss
     now = {"step": -1}
 
-    def with_step(run, lr: float):
+    def with_step(run, *arguments):
         now["step"] = run.progress.step
-        return step(run, lr)
+        return step(run, *arguments)
 
     def with_nan(self, *arguments):
         return loss(self, *arguments) * (math.nan if at <= now["step"] < until else 1.0)

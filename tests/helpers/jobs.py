@@ -90,7 +90,7 @@ def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-TIMES = {"step_time_s", "tokens_per_second", "mfu"}
+TIMES = {"step_time_s", "tokens_per_second", "mfu", "slowest_rank", "slowest_over_median", "data_wait_s"}
 
 
 def metrics_without_times(run: Path) -> list[dict]:

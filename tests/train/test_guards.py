@@ -9,6 +9,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from megasink.stats.report import SCHEMA, SinkReport
 from megasink.train import record_file
@@ -16,7 +17,9 @@ from megasink.train.bad_numbers import SPIKE_WINDOW, BadNumbers
 from megasink.train.diagnosis import where_it_begins
 from megasink.train.record_file import RecordFile
 from megasink.train.stop import SIGNALS, StopRequest
+from megasink.train.straggler import StragglerReport
 from megasink.train.watchdog import summary
+from tests.helpers.ranks import run_ranks
 
 
 def followed(losses, norms=None, max_in_a_row=3):
@@ -94,6 +97,26 @@ def test_records_wait_while_the_disk_is_full_and_a_torn_line_is_taken_back(tmp_p
     monkeypatch.setattr(record_file.os, "fsync", os.fdatasync)
     records.append({"step": 4})
     assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+
+
+def slow_second_rank(readings: int) -> tuple[dict, list[dict]]:
+    """Both ranks' report, the second one's work taking ten times as long."""
+    events: list[dict] = []
+    straggler = StragglerReport(torch.device("cpu"), lambda event, text: events.append(event))
+    seconds = 0.1 if dist.get_rank() == 1 else 0.01
+    straggler._timed_work = lambda: seconds
+    straggler.data_wait_s = 4.0 * dist.get_rank()
+    for reading in range(readings):
+        result = straggler.read(step=reading, steps=2)
+    return result, events
+
+
+def test_a_slow_rank_is_named_by_all_after_three_readings():
+    for result, events in run_ranks(2, slow_second_rank, 3):
+        assert result["slowest_rank"] == 1 and result["slowest_over_median"] == pytest.approx(10)
+        assert [(event["step"], event["rank"]) for event in events] == [(2, 1)]
+    for result, events in run_ranks(2, slow_second_rank, 1):
+        assert result["data_wait_s"] == 2.0 and events == []
 
 
 def report(**not_finite):

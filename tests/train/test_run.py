@@ -99,3 +99,13 @@ def test_wandb_absent_or_broken_never_stops_a_run(tokens, tmp_path, wandb):
     outcome = train(*flags, program=program)
     assert len(outcome.lines("megasink: wandb is off for this run")) == 1
     assert len(metrics(tmp_path / "run")) == 2
+
+
+def test_a_resumed_run_goes_on_under_its_wandb_id(tokens, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--data-path", tokens, "--save", run, "--wandb-mode", "offline", "--auto-resume", "--train-iters"]
+    train(*flags, 1)
+    train(*flags, 2)
+    folders = sorted((run / "wandb").glob("offline-run-*"))
+    (run_id,) = {folder.name.rsplit("-", 1)[1] for folder in folders}
+    assert len(folders) == 2 and (run / "wandb" / "run_id.txt").read_text() == run_id
