@@ -65,7 +65,7 @@ class Attention(nn.Module):
         value = self._tap_key_value(value, taps.value_grad)
         value = tap_value(value, taps.value, sum_of_squares, value)
         if self.v_scale is not None:
-            value = self.v_scale(value)
+            value = self.v_scale(value, taps.theta)
         value = self._tap_key_value(value, taps.value_hat_grad)
         value = tap_value(value, taps.value_hat, sum_of_squares, value)
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)

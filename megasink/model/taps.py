@@ -29,6 +29,8 @@ class BlockTaps(NamedTuple):
     """[B, T, K]: |dL/dv|^2, v as the value projection emits it."""
     value: Tensor | None = None
     """[B, T, K]: |v|^2."""
+    theta: Tensor | None = None
+    """[K]: V-scale's theta, as the forward pass used it; None without V-scale."""
     attention_sink: Tensor | None = None
     """[B, N]: sum over queries i > 0 of A_{i,0}."""
     attention_lse_max: Tensor | None = None

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from megasink.model.taps import tap_value, widen
 from megasink.parallel.collectives import copy_to_tensor_parallel
 from megasink.parallel.layout import Axis
 from megasink.parallel.shard import sharded_parameter
@@ -34,25 +35,18 @@ class VScale(nn.Module):
             nn.init.zeros_(self.theta)
         else:
             self.theta = None
-        self.num_local_heads = num_key_value_heads // axis.size if rows is None else rows.stop - rows.start
 
-    def forward(self, value_states: Tensor) -> Tensor:
-        """[B, T, key-value heads of this rank, D] -> the same shape and dtype."""
+    def forward(self, value_states: Tensor, theta_tap: Tensor | None = None) -> Tensor:
+        """[B, T, key-value heads of this rank, D] -> the same shape and dtype; `theta_tap`: see BlockTaps.theta."""
         if self.theta is None:
             theta = value_states.new_zeros(value_states.shape[-2])
         elif self.rows is None:
             theta = self.theta
         else:
             theta = copy_to_tensor_parallel(self.theta, self.axis)[self.rows]
+        # a copy: the optimizer changes theta before the report is made
+        value_states = tap_value(value_states, theta_tap, lambda: widen(theta).clone())
         return _VScale.apply(value_states, theta, self.initial_c, self.forward_identity)
-
-    def theta_and_c(self) -> tuple[Tensor, Tensor]:
-        """theta and C of this rank's key-value heads, float64; zeros and C_0 in backward-only mode."""
-        if self.theta is None:
-            theta = torch.zeros(self.num_local_heads, dtype=torch.float64)
-        else:
-            theta = self.theta.detach().double()[self.rows or slice(None)]
-        return theta, self.initial_c * theta.exp()
 
 
 class _VScale(torch.autograd.Function):

@@ -24,6 +24,9 @@ def add_light(sums: Sums, taps: BlockTaps, tokens: Tokens, layout: ParallelLayou
     sums.add("attention_sink", Owner.HEADS, taps.attention_sink.double().sum(dim=1), over="_queries")
     sums.maximum("attention_lse_max", Owner.HEADS, taps.attention_lse_max.amax(dim=1))
 
+    if taps.theta is not None:  # alike in every micro-batch and on every replica
+        sums.maximum("theta", Owner.KEY_VALUE_HEADS, taps.theta)
+
     for name, squares in (("hidden", taps.block_output), ("mlp_out", taps.mlp_output)):
         norms = squares.sqrt()
         sums.add(f"{name}_norm", Owner.LAYER, tokens.bin_sums(norms), over="_tokens")

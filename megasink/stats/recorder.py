@@ -16,7 +16,7 @@ from megasink.parallel.layout import ParallelLayout
 from megasink.stats.full import add_full
 from megasink.stats.light import add_light
 from megasink.stats.measures import Tokens, input_norm_edges, kurtosis, position_bins, ratios_of_means
-from megasink.stats.reduce import Owner, Sums
+from megasink.stats.reduce import Sums
 from megasink.stats.report import SinkReport
 
 Level = Literal["light", "full"]
@@ -88,7 +88,6 @@ class SinkRecorder:
         """
         self._fold_complete()
         level, self.level = self.level, None
-        self._add_parameters()
         arrays = self.sums.reduce(self.batch, gradient_scale)
         arrays = _finish(arrays, self.config, full=level == "full")
         starts, ends = position_bins(self.length)
@@ -109,6 +108,7 @@ class SinkRecorder:
         taps = BlockTaps(
             value_grad=leaf(batch, length, split.key_value_heads),
             value=leaf(batch, length, split.key_value_heads),
+            theta=None if self.config.v_scale == "off" else leaf(split.key_value_heads),
             attention_sink=leaf(batch, split.heads),
             attention_lse_max=leaf(batch, split.heads),
             **locals_(_LOCAL_LIGHT),
@@ -139,8 +139,7 @@ class SinkRecorder:
             taps = {name: torch.stack([each[name] for each in gradients]) for name in gradients[0]}
             taps = BlockTaps(**self._whole_sequence(taps))
             self.batch, self.length = taps.value.shape[1:3]
-            self.device = taps.value.device
-            tokens = Tokens(self.batch, self.length, self.device, first_token)
+            tokens = Tokens(self.batch, self.length, taps.value.device, first_token)
             add_light(self.sums, taps, tokens, self.layout)
             if self.level == "full":
                 add_full(self.sums, taps, tokens, self.layout)
@@ -166,21 +165,14 @@ class SinkRecorder:
                 taps[name] = torch.cat((largest, taps[name][..., 1:]), dim=-1)
         return taps
 
-    def _add_parameters(self) -> None:
-        """theta and C, known alike by every data-parallel rank."""
-        valves = [getattr(block.self_attn, "v_scale", None) for block in self.blocks]
-        if not valves or valves[0] is None:
-            return
-        once = 1.0 if self.layout.data.rank == 0 else 0.0
-        theta, c = (torch.stack(each) for each in zip(*(valve.theta_and_c() for valve in valves), strict=True))
-        self.sums.add("theta", Owner.KEY_VALUE_HEADS, theta.to(self.device) * once)
-        self.sums.add("v_scale_c", Owner.KEY_VALUE_HEADS, c.to(self.device) * once)
-
 
 def _finish(arrays: dict[str, Tensor], config: ModelConfig, full: bool) -> dict[str, Tensor]:
     """Figures made from others. Names with an underscore have served their purpose."""
     arrays["position_count"] = arrays["_tokens"][0]
     arrays |= ratios_of_means(arrays)
+    if "theta" in arrays:
+        initial_c = config.hidden_size * config.kv_channels * config.init_method_std**2
+        arrays["v_scale_c"] = initial_c * arrays["theta"].exp()
     if full:
         elements = arrays["position_count"].sum() * config.hidden_size
         for name in ("hidden", "mlp_out"):
