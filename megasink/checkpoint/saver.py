@@ -130,9 +130,7 @@ class CheckpointSaver:
             model.universal_checkpoint_info = universal_info(self.config.model, layout)
             contents = engine_files(engine, temporary)
             contents[rng_file(rank)] = _rng_state()
-        partitioned = list(model.parameters()) if self.config.parallel.zero_stage == 3 and engine is not None else None
-        with deepspeed.zero.GatheredParameters(partitioned, enabled=partitioned is not None):
-            weights = gather_weights(model, self.config.model, layout)
+        weights = gather_weights(model, self.config.model, layout)
         if weights and layout.replica.rank == 0:
             contents[weights_file(layout.pipeline.rank, layout.pipeline.size)] = weights
         if self.first:
@@ -218,6 +216,7 @@ def _write(directory: Path, contents: dict[str, Any]) -> Entries:
             save_file(content, path, metadata={"format": "pt"})
         else:
             torch.save(content, path)
+        path.chmod(0o644)  # safetensors lets nobody else read
         entries[name] = describe_file(path)
     return entries
 

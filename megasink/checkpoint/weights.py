@@ -47,7 +47,7 @@ def gather_weights(model: nn.Module, config: ModelConfig, layout: ParallelLayout
     weights = {}
     for name, parameter in model.named_parameters():
         shard = parameter.shard
-        whole = parameter.detach()
+        whole = _unpartitioned(parameter)
         if shard.dim is not None:
             pieces = [torch.empty_like(whole) for _ in range(shard.size)]
             dist.all_gather(pieces, whole.contiguous(), group=layout.tensor.group)
@@ -60,6 +60,20 @@ def gather_weights(model: nn.Module, config: ModelConfig, layout: ParallelLayout
             weights[hugging_face_name(config, name)] = to_host(whole)
     finish_host_copies()
     return weights
+
+
+def _unpartitioned(parameter: nn.Parameter) -> Tensor:
+    """This tensor-parallel rank's share, gathered where ZeRO-3 has cut it up over the replicas.
+
+    DeepSpeed's own GatheredParameters puts the parameters away again as it ends, which its prefetching of the next
+    step does not expect.
+    """
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.detach()
+    own = parameter.ds_tensor.detach().to(parameter.device)
+    pieces = [torch.empty_like(own) for _ in range(dist.get_world_size(parameter.ds_process_group))]
+    dist.all_gather(pieces, own, group=parameter.ds_process_group)
+    return torch.cat(pieces)[: parameter.ds_numel].view(parameter.ds_shape)
 
 
 @torch.no_grad()
