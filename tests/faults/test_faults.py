@@ -114,7 +114,7 @@ def test_too_many_such_steps_end_the_run_with_a_checkpoint_and_a_diagnosis(token
 
 
 def test_a_rank_that_hangs_ends_the_job_and_is_named(tokens, tmp_path):
-    outcome = job(tmp_path, tokens, "--step-timeout-in-mins", 0.15, fault={"kind": "sleep", "rank": 1, "at": 2})
+    outcome = job(tmp_path, tokens, "--step-timeout-in-mins", 0.3, fault={"kind": "sleep", "rank": 1, "at": 2})
     assert outcome.codes == [76, 76], outcome.output
     assert outcome.lines("megasink: no progress for")
     (late,) = outcome.lines("megasink:   rank 1: after step 2, training, in ")
