@@ -47,6 +47,7 @@ class SinkRecorder:
         self.layout = layout
         self.blocks = list(blocks)
         self.level: Level | None = None
+        self.plain_tokens: dict[tuple, Tokens] = {}
         self.pending: dict[int, list[tuple[dict[str, Tensor], Tensor | None]]] = defaultdict(list)
         for block in self.blocks:
             block.recorder = self
@@ -69,12 +70,12 @@ class SinkRecorder:
         """
         if self.level is None:
             return None
-        self._fold_complete()
         taps = self._leaves(hidden_states)
         names = [name for name, leaf in taps._asdict().items() if leaf is not None]
 
         def keep(gradients: tuple[Tensor, ...]) -> None:
             self.pending[layer_index].append((dict(zip(names, gradients, strict=True)), first_token))
+            self._fold_complete()  # here, inside the backward pass, where a device still has work queued
 
         torch.autograd.graph.register_multi_grad_hook([getattr(taps, name) for name in names], keep)
         return taps
@@ -86,7 +87,6 @@ class SinkRecorder:
             step: number of optimizer steps the weights had seen.
             gradient_scale: what recorded gradients are multiplied with to be those of the whole batch's loss.
         """
-        self._fold_complete()
         level, self.level = self.level, None
         arrays = self.sums.reduce(self.batch, gradient_scale)
         arrays = _finish(arrays, self.config, full=level == "full")
@@ -139,10 +139,19 @@ class SinkRecorder:
             taps = {name: torch.stack([each[name] for each in gradients]) for name in gradients[0]}
             taps = BlockTaps(**self._whole_sequence(taps))
             self.batch, self.length = taps.value.shape[1:3]
-            tokens = Tokens(self.batch, self.length, taps.value.device, first_token)
+            tokens = self._tokens(taps.value.device, first_token)
             add_light(self.sums, taps, tokens, self.layout)
             if self.level == "full":
                 add_full(self.sums, taps, tokens, self.layout)
+
+    def _tokens(self, device: torch.device, first_token: Tensor | None) -> Tokens:
+        """Without documents every micro-batch has its tokens at the same places."""
+        if first_token is not None:
+            return Tokens(self.batch, self.length, device, first_token)
+        place = (self.batch, self.length, device)
+        if place not in self.plain_tokens:
+            self.plain_tokens = {place: Tokens(*place)}
+        return self.plain_tokens[place]
 
     def _whole_sequence(self, taps: dict[str, Tensor]) -> dict[str, Tensor]:
         """Put together what the ranks of a sequence-parallel group hold parts of: [L, B, T local] -> [L, B, T]."""
