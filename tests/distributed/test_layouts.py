@@ -104,9 +104,10 @@ SHARE_LAYOUTS = {
         Case("one_key_value_head_tied", tensor=2, zero=2),
     ],
 }
-BF16_LOSS = 2e-3  # largest relative difference seen: 6e-4
+# largest relative differences seen, bf16: loss 8e-4, norm 4e-3, weights 3e-3 (fp32: 3e-7, 5e-7, 9e-7)
+BF16_LOSS = 2e-3
 BF16_NORM = 1e-2
-BF16_WEIGHTS = 4e-3
+BF16_WEIGHTS = 5e-3
 
 
 def run_cases(cases: list[Case], share_cases: list[Case]) -> tuple[list[dict], list[dict]]:
