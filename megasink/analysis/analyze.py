@@ -14,6 +14,7 @@ from megasink.analysis.figures import check_figure_names, draw_figures
 from megasink.analysis.files import check_writable
 from megasink.analysis.measure import measure
 from megasink.analysis.measured import MeasuredModel, Measurement
+from megasink.analysis.quantization import quantization_losses
 from megasink.analysis.report import console_table, write_report
 from megasink.analysis.request import AnalysisRequest, parse_count, parse_device, parse_lengths, parse_pair
 from megasink.analysis.section import Section
@@ -46,13 +47,15 @@ def analyze(request: AnalysisRequest, command: str) -> None:
     for label, source in zip(labels, sources, strict=True):
         for sequences in settings:
             check_vocabulary(sequences, source.config.model.vocab_size, label, request.data)
+    if request.quant and len(settings[0].samples) < 2:
+        raise UserError("--quant needs two sequences at least, one to calibrate on and one to evaluate; raise --tokens")
     check_writable(Path(request.out))
 
     for sequences in settings:
         print(f"{sequences.title}: {sequences.num_tokens:,} tokens, {sequences.description}")
     print(f"measuring {', '.join(labels)}, each beside its untrained null, on {device}", flush=True)
     sections = []
-    for sequences, models in zip(settings, _measure_all(labels, sources, settings, device), strict=True):
+    for sequences, models in zip(settings, _measure_all(request, labels, sources, settings, device), strict=True):
         print(f"\n{sequences.title}\n{console_table(models)}")
         comparison = compare(*(models[labels.index(label)] for label in pair)) if pair else []
         drawings = draw_figures(models, figures, leave_out=_SAME_AT_EVERY_LENGTH if sections else set())
@@ -75,7 +78,11 @@ def _read_settings(request: AnalysisRequest, first: Source) -> list[TokenSequenc
 
 
 def _measure_all(
-    labels: list[str], sources: list[Source], settings: list[TokenSequences], device: torch.device
+    request: AnalysisRequest,
+    labels: list[str],
+    sources: list[Source],
+    settings: list[TokenSequences],
+    device: torch.device,
 ) -> list[list[MeasuredModel]]:
     """Every model at every setting, [setting][model]; one model is loaded at a time."""
     measured: list[list[MeasuredModel]] = [[] for _ in settings]
@@ -91,11 +98,12 @@ def _measure_all(
             details = _details(source, model)
             checks = check_model(model, settings[0].samples[0])
             trained = measure_settings(model, source.step)
+            quantized = quantization_losses(model, settings[0].samples) if request.quant else []
             bar.set_description(f"{label}, untrained")
             model, null_source = untrained_model(source, device)
             untrained = measure_settings(model, 0)
             trajectory = read_trajectory(source)
-            about = (null_source, str(source.folder), details, trajectory, checks)
+            about = (null_source, str(source.folder), details, trajectory, checks, quantized)
             for setting, *pair in zip(measured, trained, untrained, strict=True):
                 setting.append(MeasuredModel(label, *pair, *about))
     return measured

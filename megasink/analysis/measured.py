@@ -1,5 +1,6 @@
 """One analysed model: its sink report, the untrained null of the same shape, and where both came from."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,18 @@ class Check:
         return self.error is None or self.error <= self.limit
 
 
+@dataclass(frozen=True)
+class QuantizedLoss:
+    """Mean cross entropy in nats with one way of rounding weights and activations."""
+
+    name: str
+    loss: float
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss)
+
+
 @dataclass
 class MeasuredModel:
     """A model as the figures and the table see it."""
@@ -54,6 +67,8 @@ class MeasuredModel:
     trajectory: list[SinkReport] = field(default_factory=list)
     """Live reports of the run over training, by ascending step."""
     checks: list[Check] = field(default_factory=list)
+    quantization: list[QuantizedLoss] = field(default_factory=list)
+    """Empty unless the activation-range diagnostic was asked for."""
 
     @property
     def report(self) -> SinkReport:

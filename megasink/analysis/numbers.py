@@ -92,6 +92,7 @@ def _model(model: MeasuredModel) -> dict[str, Any]:
         "null_source": model.null_source,
         "details": model.details,
         "checks": [asdict(check) | {"passed": check.passed} for check in model.checks],
+        "quantization": [asdict(row) | {"perplexity": row.perplexity} for row in model.quantization],
         "trained": _measurement(model.trained),
         "untrained": _measurement(model.untrained) if model.untrained is not None else None,
     }

@@ -30,6 +30,8 @@ class AnalysisRequest:
     """Tokenizer of a text file; default: the one in the first checkpoint's configuration."""
     compare: str | None = None
     """Two labels, A:B; the report gives B minus A, paired by sequence."""
+    quant: bool = False
+    """Also perplexity in bf16 and with simulated 8-bit weights and activations, one scale per token or one for all."""
     sink_pos: int = 0
     """Position of the sink; only 0 so far."""
     figures: str | None = None

@@ -57,7 +57,7 @@ def test_command_writes_the_report(made, tmp_path):
     out = tmp_path / "report"
     command = [sys.executable, "tools/analyze_ckpt.py", made / "base", made / "vscale", "--label", "base", "vscale"]
     command += ["--data", made / "text", "--tokens", "0.2k", "--compare", "base:vscale", "--sink-pos", "0"]
-    command += ["--figures", "6,7,13", "--out", out, "--device", "cpu"]
+    command += ["--figures", "6,7,13", "--out", out, "--device", "cpu", "--quant"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert str(out / "report.html") in result.stdout
@@ -73,6 +73,8 @@ def test_command_writes_the_report(made, tmp_path):
     assert numbers["schema"] == "megasink.analysis/1"
     (setting,) = numbers["settings"]
     base, vscale = setting["models"]
+    assert len(base["quantization"]) == 5 and "one fixed scale per layer" in page
+    assert all(check["passed"] for model in setting["models"] for check in model["checks"])
     assert base["trained"]["meta"]["step"] == 20 and base["untrained"]["meta"]["step"] == 0
     assert "untrained weights in" in base["null_source"] and "seed 3" in vscale["null_source"]
     assert setting["comparison"][0]["name"] == "valid loss"
@@ -101,15 +103,28 @@ def test_newest_complete_checkpoint_of_a_run_counts(copied):
     assert find_source(copied).folder.name == "step_00000020"
 
 
-def test_trajectory_is_drawn_from_the_runs_reports(made, copied, tmp_path):
+def test_every_figure_is_drawn_and_trajectories_from_the_runs_reports(made, copied, tmp_path):
     for step in (0, 10, 20, 30):
         folder = copied / "sink_stats"
         folder.mkdir(exist_ok=True)
         name = "null.npz" if step == 0 else f"step_{step:08d}.npz"
         synthetic.report(step=step, layers=3).save(folder / name)
     (folder / "step_00000015.npz").write_bytes(b"damaged")
-    analyze(request_for(made, copied, out=str(tmp_path / "out"), figures="steps"), "")
-    assert (tmp_path / "out" / "figures" / "trajectories.png").is_file()
+    analyze(request_for(made, copied, made / "vscale", out=str(tmp_path / "out")), "")
+    assert {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")} == {
+        "figure01_value_gradients",
+        "figure02_qkv_gradients",
+        "figure03_attention_regulators",
+        "figure06_gradient_sinks",
+        "figure07_sinks_and_activations",
+        "figure11_mlp_regulators",
+        "figure12_value_norms",
+        "figure13_theta",
+        "gradient_paths",
+        "massive_activations",
+        "sink_heads",
+        "trajectories",
+    }
 
 
 def make_tokenizer(folder: Path) -> str:
