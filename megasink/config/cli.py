@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,17 @@ from pydantic import TypeAdapter, ValidationError
 from megasink.errors import UserError, is_speaking_rank
 
 Config = TypeVar("Config")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's booleans: `v_scale: off` is the word off, not false. (Strings still become booleans where wanted.)"""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
 
 
 def parse_cli(cls: type[Config], argv: list[str], description: str | None = None) -> Config:
@@ -43,7 +55,7 @@ def parse_cli(cls: type[Config], argv: list[str], description: str | None = None
 def load_yaml(cls: type[Config], path: str | Path) -> Config:
     """Read a YAML file into the dataclass `cls`; unknown keys and wrong types raise UserError naming the key."""
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}; give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -96,3 +96,11 @@ def test_a_wrong_yaml_key_is_named(tmp_path, text, names):
     with pytest.raises(UserError) as error:
         parse_cli(RunConfig, ["--config", str(path)])
     assert str(path) in str(error.value) and names in str(error.value)
+
+
+def test_the_word_off_in_a_file_is_a_word(tmp_path):
+    """YAML 1.1 reads an unquoted off as false; as a boolean it still is one where a boolean is asked for."""
+    path = tmp_path / "run.yaml"
+    path.write_text("model: {v_scale: off}\nsink_stats: {sink_stats: off}\ncheckpoint: {auto_resume: on}\n")
+    config = load_yaml(RunConfig, path)
+    assert (config.model.v_scale, config.sink_stats.sink_stats, config.checkpoint.auto_resume) == ("off", "off", True)
