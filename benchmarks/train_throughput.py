@@ -69,7 +69,7 @@ class ThroughputConfig:
     megasink_flags: str = ""
     """More flags for megasink's training command, as one word: "--zero-stage 0 --log-interval 4"."""
     scratch: str = "/dev/shm"
-    """Folder for megasink's data and run folders (a run of 1b writes 20 GB there and removes them)."""
+    """Folder for megasink's data and run folders, removed at the end (the untrained weights of 1b are some GB)."""
     out: str = "throughput-out"
     """Folder of throughput.json and the cases' logs."""
 
