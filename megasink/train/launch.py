@@ -5,7 +5,6 @@ variables. A process started by hand is a job of one rank.
 """
 
 import os
-import socket
 import subprocess
 from collections.abc import MutableMapping
 
@@ -33,7 +32,7 @@ def init_environment(argv: list[str], environ: MutableMapping[str, str] = os.env
         environ["WORLD_SIZE"] = environ["SLURM_STEP_NUM_TASKS"]
         environ["LOCAL_RANK"] = _local_rank_of_task(environ)
     else:
-        environ.setdefault("MASTER_PORT", str(_free_port()))
+        environ.setdefault("MASTER_PORT", "0")  # the store binds one that is free
         environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
     return argv
 
@@ -70,9 +69,3 @@ def _first_host(nodelist: str) -> str:
 def _port_of_step(environ: MutableMapping[str, str]) -> int:
     """The same on every rank without talking, different for jobs and steps that share a node."""
     return _FIRST_PORT + (int(environ["SLURM_JOB_ID"]) * 16 + int(environ["SLURM_STEP_ID"])) % _PORTS
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -53,7 +53,7 @@ class Job:
         common = os.environ | {
             "WORLD_SIZE": str(ranks),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
+            "MASTER_PORT": "0" if ranks == 1 else str(_free_port()),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
         }
