@@ -13,7 +13,7 @@ Array = TypeVar("Array", Tensor, np.ndarray)
 
 EXACT_POSITIONS = 16
 """Positions below this have a bin of their own; later ones share log-spaced bins. "Early" is positions 1..15."""
-INPUT_NORM_BINS = 64
+INPUT_NORM_BINS = 84
 _INPUT_NORM_LOWEST = -4.0  # log2
 _INPUT_NORM_BINS_PER_OCTAVE = 4.0
 
