@@ -1,10 +1,16 @@
 """gigatoken, many times faster than the reference libraries, used only where its ids are proven equal on a sample."""
 
+import contextlib
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from megasink.errors import UserError
+from megasink.tokenize import fast_worker
+from megasink.tokenize.fast_worker import receive, receive_rows, send, send_rows
 from megasink.tokenize.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 
 # What encoders differ on: whitespace runs, normalisation, combining marks, byte fallback, spelled-out byte pieces.
@@ -16,22 +22,33 @@ _TRICKY = (
 )  # fmt: skip
 
 
+class NotUsable(Exception):
+    """Why gigatoken cannot encode with this tokenizer, in one line."""
+
+
 class GigatokenTokenizer:
-    """A reference tokenizer whose `encode_batch` is done by `num_threads` encoders of gigatoken, about 80 MB each.
+    """A reference tokenizer whose `encode_batch` is done by `num_workers` processes of gigatoken, about 100 MB each.
 
     gigatoken reads control tokens spelled out in text as control tokens; the documents that hold one are left to the
     reference, so that they stay text.
+
+    Raises:
+        NotUsable: gigatoken is missing or does not take the vocabulary.
     """
 
     library = "gigatoken"
 
-    def __init__(self, reference: SentencePieceTokenizer | HuggingFaceTokenizer, num_threads: int) -> None:
-        import gigatoken
-
-        of_sentencepiece = isinstance(reference, SentencePieceTokenizer)
-        load = gigatoken.Tokenizer.from_sentencepiece if of_sentencepiece else gigatoken.Tokenizer.from_json
-        self._encoders = [load(reference.content) for _ in range(num_threads)]
-        self._pool = ThreadPoolExecutor(num_threads)
+    def __init__(self, reference: SentencePieceTokenizer | HuggingFaceTokenizer, num_workers: int) -> None:
+        self._workers = [_Worker() for _ in range(num_workers)]
+        try:
+            for worker in self._workers:
+                worker.load(reference)
+            for worker in self._workers:
+                worker.wait_until_ready()
+        except (NotUsable, OSError, EOFError):
+            self.close()
+            raise
+        self._pool = ThreadPoolExecutor(num_workers)
         self._reference = reference
         self.vocab_size = reference.vocab_size
         self.bos_id, self.eos_id, self.digest = reference.bos_id, reference.eos_id, reference.digest
@@ -40,43 +57,81 @@ class GigatokenTokenizer:
         self._control = re.compile("|".join(map(re.escape, reference.control_tokens)) or r"(?!)")
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """As every tokenizer's; one call at a time (an encoder of gigatoken's serves one thread)."""
-        count = len(self._encoders)
+        """As every tokenizer's; one call at a time (a worker has one conversation)."""
+        count = len(self._workers)
         shares = [texts[first::count] for first in range(count)]
         rows: list[np.ndarray] = [None] * len(texts)
-        for first, share in enumerate(self._pool.map(self._encode, self._encoders, shares)):
+        for first, share in enumerate(self._pool.map(_Worker.encode, self._workers, shares)):
             rows[first::count] = share
+        for number, text in enumerate(texts):
+            if self._spells_control(text):
+                rows[number] = self._reference.encode_batch([text])[0]
         return rows
 
     def decode(self, ids: list[int] | np.ndarray) -> str:
         return self._reference.decode(ids)
 
-    def _encode(self, encoder: object, texts: list[str]) -> list[np.ndarray]:
-        return [
-            encoder.encode(text).view("<i4")
-            if not self._spells_control(text)
-            else self._reference.encode_batch([text])[0]
-            for text in texts
-        ]
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.close()
 
     def _spells_control(self, text: str) -> bool:
         return any(beginning in text for beginning in self._beginnings) and self._control.search(text) is not None
 
 
-def fastest(reference: Tokenizer, num_threads: int, sample: list[str]) -> tuple[Tokenizer, str | None]:
+class _Worker:
+    """One process of fast_worker.py; it ends when its stdin does."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", fast_worker.__file__],  # -P: our tokenizers.py must not hide the library
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # this process says in one line what went wrong
+            start_new_session=True,  # Ctrl-C is for this process, which ends the others
+        )
+
+    def load(self, reference: SentencePieceTokenizer | HuggingFaceTokenizer) -> None:
+        kind = b"sentencepiece" if isinstance(reference, SentencePieceTokenizer) else b"tokenizer.json"
+        send(self._process.stdin, kind)
+        send(self._process.stdin, reference.content)
+
+    def wait_until_ready(self) -> None:
+        if reason := receive(self._process.stdout):
+            raise NotUsable(reason.decode())
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        try:
+            send_rows(self._process.stdin, [text.encode("utf-8") for text in texts], 1)
+            return [np.frombuffer(row, "<i4") for row in receive_rows(self._process.stdout, 4)]
+        except (OSError, EOFError):
+            raise UserError(
+                "a gigatoken process ended (out of memory?); go on with --resume, or use --encoder reference"
+            ) from None
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+def fastest(reference: Tokenizer, num_workers: int, sample: list[str]) -> tuple[Tokenizer, str | None]:
     """The tokenizer to encode with, and why it is not gigatoken (one line) where it is not.
 
     `sample` should be text of the corpus; it is encoded both ways, together with strings that encoders differ on.
     """
     try:
-        fast = GigatokenTokenizer(reference, num_threads)
-    except ImportError:
-        return reference, "gigatoken is not installed (pip install gigatoken makes this several times faster)"
-    except Exception as error:  # from its Rust part: whatever it does not support
-        return reference, f"gigatoken does not take this vocabulary ({' '.join(str(error).split())[:120]})"
+        fast = GigatokenTokenizer(reference, num_workers)
+    except NotUsable as reason:
+        return reference, str(reason)
+    except (OSError, EOFError) as error:
+        return reference, f"gigatoken did not start ({error})"
     texts = [*sample, *_TRICKY, *(f"a{token}b {token}" for token in reference.control_tokens[:20])]
     expected, found = reference.encode_batch(texts), fast.encode_batch(texts)
     different = sum(not np.array_equal(left, right) for left, right in zip(expected, found, strict=True))
     if different:
+        fast.close()
         return reference, f"gigatoken's ids differ from {reference.library}'s on {different} of {len(texts)} samples"
     return fast, None

@@ -1,7 +1,5 @@
 """Text to Megatron's `.bin/.idx` with a manifest: cut into units, each finished or not, then merged."""
 
-import contextlib
-import ctypes
 import dataclasses
 import sys
 import time
@@ -16,7 +14,7 @@ from megasink.data.indexed import idx_path
 from megasink.data.manifest import SCHEMA, Manifest, manifest_path, read_manifest
 from megasink.errors import UserError
 from megasink.tokenize.documents import Reader, Segment
-from megasink.tokenize.fast import fastest
+from megasink.tokenize.fast import GigatokenTokenizer, fastest
 from megasink.tokenize.merge import input_digest, merge_split, publish
 from megasink.tokenize.options import PreprocessConfig
 from megasink.tokenize.parts import Counts, Encoder, read_part, write_part
@@ -26,7 +24,6 @@ from megasink.tokenize.summary import Summary
 from megasink.tokenize.tokenizers import Tokenizer, load_tokenizer
 from megasink.tokenize.workspace import Workspace
 
-_M_MMAP_THRESHOLD = -3  # of malloc.h
 _MOST_FAST_ENCODERS = 4
 _SAMPLE_BYTES = 1 << 20  # of the corpus, on which the fast encoder is checked
 
@@ -38,23 +35,33 @@ def preprocess(config: PreprocessConfig) -> Summary:
         UserError: anything wrong with the inputs, the tokenizer or the output; then no new file opens at the prefix.
     """
     began = time.perf_counter()
-    _return_large_buffers()
     index, count = config.job()
     reader = Reader(config.json_key, config.skip_bad_documents)
     sources, units = _corpus(config, reader)
     _protect_inputs(config, sources)
     reference = load_tokenizer(config.tokenizer, config.workers)
-    encoder = _encoder(config, _choose_library(config, reference, reader, units))
-    plan = Plan(units, _settings(config, sources, encoder.tokenizer))
-    if config.resume and (done := _already_done(config, encoder, plan)) is not None:
-        return done
+    tokenizer = _choose_library(config, reference, reader, units)
+    try:
+        encoder = _encoder(config, tokenizer)
+        plan = Plan(units, _settings(config, sources, tokenizer))
+        if config.resume and (done := _already_done(config, encoder, plan)) is not None:
+            return done
+        summary = _run(config, plan, range(index, len(units), count), reader, encoder)
+    finally:
+        if isinstance(tokenizer, GigatokenTokenizer):
+            tokenizer.close()
+    summary.seconds = time.perf_counter() - began
+    return summary
+
+
+def _run(config: PreprocessConfig, plan: Plan, numbers: range, reader: Reader, encoder: Encoder) -> Summary:
+    """Make the units `numbers` (unless --merge), then merge all (unless --shard)."""
     workspace = Workspace(config.output_prefix, plan)
     workspace.open(create=not config.merge)
     summary = Summary(library=encoder.tokenizer.library)
     if not config.merge:
-        numbers = range(index, len(units), count)
         try:
-            with workspace.locked(f"shard-{index}-of-{count}"):
+            with workspace.locked(f"shard-{(config.shard or 'all').replace('/', '-of-')}"):
                 _make_units(config, plan, numbers, workspace.folder, reader, encoder, summary)
         except BaseException:
             if config.shard is None:
@@ -63,14 +70,7 @@ def preprocess(config: PreprocessConfig) -> Summary:
     if config.shard is None:
         with workspace.locked("merge"):
             _merge(config, plan, workspace, encoder, summary)
-    summary.seconds = time.perf_counter() - began
     return summary
-
-
-def _return_large_buffers() -> None:
-    """Have glibc give freed buffers of 1 MiB and more back at once: kept, their fragments grow to over 100 MB."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _make_units(
@@ -199,8 +199,8 @@ def _choose_library(
                 break
         if size >= _SAMPLE_BYTES:
             break
-    # one thread of ours reads, hashes and writes meanwhile, and has no more than this to give
-    tokenizer, reason = fastest(reference, max(1, min(config.workers - 1, _MOST_FAST_ENCODERS)), sample)
+    # this process reads, hashes and writes meanwhile, and keeps no more of them busy
+    tokenizer, reason = fastest(reference, min(config.workers, _MOST_FAST_ENCODERS), sample)
     if reason is not None:
         print(f"megasink: tokenizing with {tokenizer.library}: {reason}", file=sys.stderr)
     return tokenizer

@@ -76,7 +76,8 @@ def fast_pair(request):
     reference = load_tokenizer(request.getfixturevalue(request.param))
     fast, reason = fastest(reference, 2, TEXTS)
     assert reason is None and fast.library == "gigatoken"
-    return reference, fast
+    yield reference, fast
+    fast.close()
 
 
 class TestGigatoken:
@@ -88,6 +89,14 @@ class TestGigatoken:
         reference, fast = fast_pair
         rows = zip(reference.encode_batch(texts), fast.encode_batch(texts), strict=True)
         assert all(np.array_equal(left, right) for left, right in rows)
+
+    def test_a_process_that_dies_is_one_line(self, sentencepiece_model):
+        pytest.importorskip("gigatoken")
+        fast, _ = fastest(load_tokenizer(sentencepiece_model), 2, ["text"])
+        fast._workers[1]._process.kill()
+        with pytest.raises(UserError, match="a gigatoken process ended"):
+            fast.encode_batch(["a", "b", "c"])
+        fast.close()
 
     def test_a_vocabulary_it_does_not_take(self, tmp_path):
         pytest.importorskip("gigatoken")
