@@ -2,7 +2,8 @@
 
 It imports nothing of megasink, to start quickly. The first message on stdin is b"sentencepiece" or b"tokenizer.json",
 the next the tokenizer's file; one message answers, empty or why it cannot be used. Then each message of texts is
-answered by one of ids, until stdin ends (also when the parent is killed). A message is its length as u64, then its bytes.
+answered by one of ids, until stdin ends (also when the parent is killed). A message is its length as u64, then its
+bytes.
 """
 
 import itertools
