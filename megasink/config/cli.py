@@ -32,14 +32,15 @@ def parse_cli(cls: type[Config], argv: list[str], description: str | None = None
     """Parse `argv` (without the program's name) into the dataclass `cls`.
 
     Flags are the field names with hyphens, without a section's prefix. Where `cls` has sections (fields that are
-    dataclasses) or not, `--config FILE.yaml` gives values that flags then override.
+    dataclasses) or not, `--config FILE.yaml` gives values that flags then override; of several files each overrides
+    those before it.
 
     Raises:
         UserError: unknown flag or YAML key, wrong type, missing value, unreadable YAML.
         SystemExit: after `--help` (exit code 0).
     """
-    path, argv = _take_config_flag(argv)
-    default = load_yaml(cls, path) if path is not None else None
+    paths, argv = _take_config_flags(argv)
+    default = load_yaml(cls, *paths) if paths else None
     said = io.StringIO()
     help_stream = sys.stdout if is_speaking_rank() else io.StringIO()
     options = (tyro.conf.OmitArgPrefixes,)
@@ -52,8 +53,20 @@ def parse_cli(cls: type[Config], argv: list[str], description: str | None = None
         raise UserError(_one_line(said.getvalue())) from None
 
 
-def load_yaml(cls: type[Config], path: str | Path) -> Config:
-    """Read a YAML file into the dataclass `cls`; unknown keys and wrong types raise UserError naming the key."""
+def load_yaml(cls: type[Config], *paths: str | Path) -> Config:
+    """Read YAML files, each over those before it, into the dataclass `cls`.
+
+    Raises:
+        UserError: unreadable file; unknown key or wrong type, with the file's and the key's name.
+    """
+    data: dict[str, Any] = {}
+    for path in paths:
+        data = _laid_over(data, _read_yaml(path))
+        config = from_dict(cls, data, f"--config {path}")
+    return config
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
@@ -62,7 +75,14 @@ def load_yaml(cls: type[Config], path: str | Path) -> Config:
         raise UserError(f"--config {path}: not YAML ({error})") from None
     if data is not None and not isinstance(data, dict):
         raise UserError(f"--config {path}: expected `key: value` lines at the top, found {type(data).__name__}")
-    return from_dict(cls, data or {}, f"--config {path}")
+    return data or {}
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both_dicts = {
+        key for key in below.keys() & above.keys() if isinstance(below[key], dict) and isinstance(above[key], dict)
+    }
+    return below | above | {key: _laid_over(below[key], above[key]) for key in both_dicts}
 
 
 def from_dict(cls: type[Config], data: dict[str, Any], where: str) -> Config:
@@ -90,19 +110,19 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _take_config_flag(argv: list[str]) -> tuple[str | None, list[str]]:
-    rest, path = [], None
+def _take_config_flags(argv: list[str]) -> tuple[list[str], list[str]]:
+    paths, rest = [], []
     words = iter(argv)
     for word in words:
         if word == "--config":
-            path = next(words, None)
-            if path is None:
+            paths.append(next(words, None))
+            if paths[-1] is None:
                 raise UserError("--config needs the path of a YAML file")
         elif word.startswith("--config="):
-            path = word.removeprefix("--config=")
+            paths.append(word.removeprefix("--config="))
         else:
             rest.append(word)
-    return path, rest
+    return paths, rest
 
 
 def _known_keys(cls: Any, loc: tuple) -> str:

@@ -33,6 +33,16 @@ def test_a_flag_beats_the_file_which_beats_the_default(yaml_file):
     assert config.optimizer.lr == 2e-3
 
 
+def test_a_later_file_overrides_an_earlier_one_key_by_key(yaml_file, tmp_path):
+    over = tmp_path / "over.yaml"
+    over.write_text("model: {hidden_size: 32}\ntraining: {micro_batch_size: 7}\n")
+    config = parse_cli(RunConfig, ["--config", str(yaml_file), f"--config={over}", "--micro-batch-size", "5"])
+    assert (config.model.num_layers, config.model.hidden_size, config.training.micro_batch_size) == (3, 32, 5)
+    over.write_text("model: {hidden_sise: 32}\n")
+    with pytest.raises(UserError, match=f"{over}: unknown key model.hidden_sise"):
+        parse_cli(RunConfig, ["--config", str(yaml_file), f"--config={over}"])
+
+
 def test_a_boolean_of_the_file_can_be_switched_off(yaml_file):
     assert parse_cli(RunConfig, [f"--config={yaml_file}"]).checkpoint.auto_resume
     assert not parse_cli(RunConfig, [f"--config={yaml_file}", "--no-auto-resume"]).checkpoint.auto_resume
