@@ -3,8 +3,11 @@
 import os
 import sys
 import traceback
+from pathlib import Path
 
-from megasink.config import RunConfig
+import dotenv
+
+from megasink.config import TrainCommand
 from megasink.config.checks import check_run
 from megasink.config.cli import parse_cli
 from megasink.errors import UserError, run_cli
@@ -12,13 +15,26 @@ from megasink.train.exit_codes import BROKEN
 from megasink.train.launch import init_environment
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train as the flags in `argv` (default: this process's) say; ends the process on a user's mistake."""
+def main(argv: list[str] | None = None, environment: Path | None = None) -> None:
+    """Train as the flags in `argv` (default: this process's) say; ends the process on a user's mistake.
+
+    Args:
+        environment: file of KEY=VALUE lines for this process's environment; what is set there already stays.
+    """
+    if environment is not None:
+        dotenv.load_dotenv(environment, override=False)
     run_cli(lambda: _main(sys.argv[1:] if argv is None else argv))
 
 
 def _main(argv: list[str]) -> None:
-    config = parse_cli(RunConfig, init_environment(argv), "Pretrain a Llama and watch its attention sinks.")
+    command = parse_cli(TrainCommand, init_environment(argv), "Pretrain a Llama and watch its attention sinks.")
+    config = command.run_config()
+    if command.dry_run:
+        from megasink.train.dry_run import dry_run
+
+        return dry_run(config, command.world_size)
+    if command.world_size is not None:
+        raise UserError("--world-size is the launcher's to decide; give it with --dry-run, or start so many ranks")
     check_run(config, int(os.environ["WORLD_SIZE"]))
     # only now: torch and DeepSpeed take seconds to import, a wrong flag should not
     import torch
