@@ -15,15 +15,17 @@ LAYERS = [
     {"model"},
     {"checkpoint", "stats", "data"},
     {"tokenize"},  # writes the files that data reads
+    {"plan"},
     {"train", "analysis", "tools"},
+    {"study"},  # starts trainings and compares them
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
     "deepspeed": {"train", "checkpoint"},
-    "torch.distributed": {"parallel", "checkpoint", "stats", "train"},
+    "torch.distributed": {"parallel", "checkpoint", "stats", "plan", "train"},
     "torch.cuda": {"parallel", "checkpoint", "stats", "train"},
     "wandb": {"train"},
-    "matplotlib": {"analysis", "train"},
+    "matplotlib": {"analysis", "study", "train"},
 }
 NEVER_IN = {"torch": {"tokenize", "errors", "config"}}
 

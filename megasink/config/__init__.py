@@ -9,6 +9,7 @@ from megasink.config.run import (
     ParallelConfig,
     RunConfig,
     SinkStatsConfig,
+    TrainCommand,
     TrainingConfig,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "ParallelConfig",
     "RunConfig",
     "SinkStatsConfig",
+    "TrainCommand",
     "TrainingConfig",
 ]

@@ -4,7 +4,7 @@ Field names are flag names (`num_layers` is `--num-layers`), in Megatron's spell
 unique over all sections.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from pydantic import ConfigDict
@@ -256,3 +256,16 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sink_stats: SinkStatsConfig = field(default_factory=SinkStatsConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+@dataclass
+class TrainCommand(RunConfig):
+    """What the training command takes: a run, and whether only to look at it."""
+
+    dry_run: bool = False
+    """Check everything but the training, on one machine without GPUs, and end."""
+    world_size: int | None = None
+    """With --dry-run: as if so many ranks were started; default: those that are, or what the layout needs at least."""
+
+    def run_config(self) -> RunConfig:
+        return RunConfig(**{section.name: getattr(self, section.name) for section in fields(RunConfig)})

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from megasink.config import RunConfig
-from megasink.data.build import build_dataset
 from megasink.data.dataset import SampleSource
 from megasink.data.sampler import global_batch
 from megasink.parallel.layout import ParallelLayout
@@ -62,15 +61,3 @@ class Batches:
         first = consumed_samples + self.layout.data.rank * per_rank
         ids = [self.dataset.document_ids(index) for index in range(first, first + per_rank)]
         return torch.from_numpy(np.stack(ids))
-
-
-def train_dataset(config: RunConfig) -> SampleSource:
-    data = config.data
-    split = None if data.valid_data_path else data.split
-    return build_dataset(data.data_path, split, "train", config.model.seq_length, config.training.seed)
-
-
-def valid_dataset(config: RunConfig) -> SampleSource:
-    data = config.data
-    path, split = (data.valid_data_path, None) if data.valid_data_path else (data.data_path, data.split)
-    return build_dataset(path, split, "valid", config.model.seq_length, config.training.seed)

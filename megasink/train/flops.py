@@ -1,29 +1,12 @@
-"""Parameters and floating-point operations of a model, and the share of a device's peak that a run reaches (MFU)."""
+"""The share of a device's peak that a run reaches (MFU)."""
 
 import torch
 
 from megasink.config import ModelConfig
+from megasink.model.flops import flops_per_token
 
 # dense bf16 tensor-core peaks of the data sheets, FLOP/s
 PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "A800": 312e12, "H800": 989.4e12, "B200": 2250e12}
-
-
-def num_parameters(config: ModelConfig) -> int:
-    """Exact count of the whole model, vocabulary unpadded."""
-    heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.kv_channels
-    attention = config.hidden_size * width * (2 * heads + 2 * groups) + (groups if config.v_scale == "on" else 0)
-    mlp = 3 * config.hidden_size * config.ffn_hidden_size
-    embeddings = config.hidden_size * config.vocab_size * (2 if config.untie_embeddings_and_output_weights else 1)
-    return embeddings + config.num_layers * (attention + mlp + 2 * config.hidden_size) + config.hidden_size
-
-
-def flops_per_token(config: ModelConfig) -> float:
-    """6 per weight that multiplies (embedding look-up not counted) + 6 L N D T of attention, the causal half."""
-    heads, groups, width = config.num_attention_heads, config.num_key_value_heads, config.kv_channels
-    attention = config.hidden_size * width * (2 * heads + 2 * groups)
-    mlp = 3 * config.hidden_size * config.ffn_hidden_size
-    weights = config.num_layers * (attention + mlp) + config.hidden_size * config.vocab_size
-    return 6.0 * weights + 6.0 * config.num_layers * heads * width * config.seq_length
 
 
 def model_flops_utilisation(tokens_per_second_per_device: float, config: ModelConfig) -> float | None:

@@ -27,7 +27,7 @@ def init_environment(argv: list[str], environ: MutableMapping[str, str] = os.env
     elif "SLURM_STEP_NUM_TASKS" in environ:  # only srun's tasks have it, not a batch script's shell
         environ.setdefault("MASTER_PORT", str(_port_of_step(environ)))
         if "MASTER_ADDR" not in environ:
-            environ["MASTER_ADDR"] = _first_host(environ["SLURM_STEP_NODELIST"])
+            environ["MASTER_ADDR"] = first_host(environ["SLURM_STEP_NODELIST"])
         environ["RANK"] = environ["SLURM_PROCID"]
         environ["WORLD_SIZE"] = environ["SLURM_STEP_NUM_TASKS"]
         environ["LOCAL_RANK"] = _local_rank_of_task(environ)
@@ -55,7 +55,7 @@ def _local_rank_of_task(environ: MutableMapping[str, str]) -> str:
     return "0" if visible and "," not in visible else environ["SLURM_LOCALID"]
 
 
-def _first_host(nodelist: str) -> str:
+def first_host(nodelist: str) -> str:
     """`node[3-4]` -> `node3`: rank 0 lives on the first node of the step."""
     try:
         reply = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, check=True)

@@ -10,17 +10,19 @@ from megasink.checkpoint.run_checkpoint import complete_checkpoints, load_checkp
 from megasink.checkpoint.saver import CheckpointSaver
 from megasink.config import RunConfig
 from megasink.errors import UserError
+from megasink.model.flops import num_parameters
 from megasink.model.llama import blocks_of
 from megasink.parallel.layout import ParallelLayout, build_layout
 from megasink.stats.recorder import SinkRecorder
 from megasink.train.agree import agree
-from megasink.train.batches import Batches, train_dataset, valid_dataset
+from megasink.train.batches import Batches
+from megasink.train.datasets import train_dataset, valid_dataset
 from megasink.train.distributed import end_distributed, start_distributed
 from megasink.train.engine import TrainEngine
-from megasink.train.flops import num_parameters
 from megasink.train.loop import Progress, Run, train
 from megasink.train.run_folder import RunFolder
 from megasink.train.run_log import RunLog
+from megasink.train.stop import ignore_signals
 from megasink.train.vocabulary import resolve_vocab_size
 from megasink.train.watchdog import Watchdog
 
@@ -37,6 +39,7 @@ def run_training(config: RunConfig) -> int:
         run.watchdog.close()
         if run.log is not None:
             run.log.close()
+        ignore_signals()
         dist.barrier()  # a launcher ends the others as soon as one rank leaves with a code of its own
         return exit_code
     finally:
@@ -46,7 +49,7 @@ def run_training(config: RunConfig) -> int:
 def _prepare(config: RunConfig, device: torch.device) -> Run:
     config.model.vocab_size = agree(lambda: resolve_vocab_size(config))
     dataset = agree(lambda: train_dataset(config))
-    valid = agree(lambda: _valid_batches_or_none(config))
+    valid = agree(lambda: valid_dataset(config))
     folder = RunFolder(config.checkpoint.save)
     agree(lambda: folder.create(LOCK_PATIENCE_S if config.checkpoint.auto_resume else 0.0), on_rank=0)
     agree(lambda: _check_fresh_or_resuming(folder, config), on_rank=0)
@@ -81,21 +84,6 @@ def _prepare(config: RunConfig, device: torch.device) -> Run:
         log=log,
         progress=progress,
     )
-
-
-def _valid_batches_or_none(config: RunConfig):
-    training = config.training
-    if training.eval_interval == 0:
-        return None
-    dataset = valid_dataset(config)
-    needed = training.eval_iters * training.global_batch_size
-    if dataset.num_samples < needed:
-        raise UserError(
-            f"--eval-iters {training.eval_iters} x --global-batch-size {training.global_batch_size} need {needed} "
-            f"validation samples, the split holds {dataset.num_samples} and never wraps; lower --eval-iters to "
-            f"{dataset.num_samples // training.global_batch_size} or give more held-out data"
-        )
-    return dataset
 
 
 def _check_fresh_or_resuming(folder: RunFolder, config: RunConfig) -> None:

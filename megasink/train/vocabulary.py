@@ -1,11 +1,16 @@
 """The vocabulary a run trains on: from the shards' manifests, checked against --vocab-size and --tokenizer."""
 
+from pathlib import Path
+
 from megasink.config import RunConfig
 from megasink.data.build import parse_data_path
-from megasink.data.indexed import idx_path
+from megasink.data.indexed import bin_path, idx_path
 from megasink.data.manifest import Manifest, read_manifest
 from megasink.errors import UserError
 from megasink.tokenize.tokenizers import load_tokenizer
+
+ASSUMED_VOCAB_SIZE = 32000
+"""For a plan or a dry run without data, Llama 2's: close enough for memory and time."""
 
 
 def resolve_vocab_size(config: RunConfig) -> int:
@@ -45,6 +50,27 @@ def resolve_vocab_size(config: RunConfig) -> int:
             "by itself"
         )
     return given or known
+
+
+def vocab_size_without_data(config: RunConfig) -> tuple[int, str]:
+    """Where the shards are not at hand: --vocab-size, the tokenizer's, or else ASSUMED_VOCAB_SIZE; and which it is."""
+    tokenizer = config.data.tokenizer
+    if config.model.vocab_size is not None:
+        return config.model.vocab_size, "--vocab-size"
+    if tokenizer is not None and Path(tokenizer).exists():
+        return load_tokenizer(tokenizer).vocab_size, f"--tokenizer {tokenizer}"
+    return ASSUMED_VOCAB_SIZE, "assumed; --vocab-size or --tokenizer says otherwise"
+
+
+def missing_shards(config: RunConfig) -> list[str]:
+    """Files of --data-path and --valid-data-path that are not there. Raises UserError where none are named."""
+    data = config.data
+    if not data.data_path:
+        raise _no_data("is not given", "data/pretrain")
+    paths = [path for path in (data.data_path, data.valid_data_path) if path]
+    prefixes = [prefix for path in paths for prefix in parse_data_path(path)[1]]
+    files = [file for prefix in prefixes for file in (idx_path(prefix), bin_path(prefix))]
+    return [str(file) for file in files if not file.exists()]
 
 
 def _no_data(fault: str, prefix: str) -> UserError:

@@ -13,7 +13,7 @@ from throughput.work import BETAS, CLIP, EPSILON, LEARNING_RATE, WEIGHT_DECAY, W
 
 from megasink.config import ModelConfig
 from megasink.errors import UserError
-from megasink.train.flops import flops_per_token, num_parameters
+from megasink.model.flops import flops_per_token, num_parameters
 
 TINY = Work("bare", SHAPES["tiny"], 2, (1, 2), steps=2, warmup=2, compile=False, scratch="/tmp")
 
