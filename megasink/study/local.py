@@ -1,0 +1,118 @@
+"""The runs of a study one after the other on this machine."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+
+import psutil
+
+from megasink.study.run_folder_reader import ENDED, FINISHED, OVER, is_locked, read_progress
+from megasink.study.slurm import environment
+from megasink.study.study_file import Study, StudyRun
+from megasink.train.exit_codes import BROKEN, STOPPED
+
+_POLL_S = 0.5
+_TRIES = 3
+"""Launches in a row that end with 75 or 76 and no further step; then the run is left and the next begins."""
+
+
+class Interruption:
+    """Ctrl-C or SIGTERM: the run in progress saves and ends, the study ends. A second time: at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        self.count += 1
+
+
+def run_in_turn(study: Study, refresh: Callable[[], None], say: Callable[[str], None]) -> bool:
+    """Start or continue every run that is neither finished nor diverged; False if interrupted.
+
+    `refresh` is called often while a run is going; it decides how often something is worth doing.
+    """
+    interruption = Interruption()
+    for number, run in enumerate(study.runs, 1):
+        title = f"[{number}/{len(study.runs)}] {run.name}"
+        if is_locked(run.folder):
+            say(f"{title}: another process is training it; waiting for it to end")
+        while is_locked(run.folder) and not interruption.count:
+            time.sleep(_POLL_S)
+            refresh()
+        _run_to_its_end(study, run, title, interruption, refresh, say)
+        if interruption.count:
+            return False
+    return True
+
+
+def _run_to_its_end(
+    study: Study,
+    run: StudyRun,
+    title: str,
+    interruption: Interruption,
+    refresh: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
+    before, tries = read_progress(run), 0
+    if before.state in OVER:
+        say(f"{title}: {before.state}{' after step ' + str(before.step) if before.state != FINISHED else ''} before")
+        return
+    while tries < _TRIES and not interruption.count:
+        say(f"{title}: {'going on after' if before.step else 'from'} step {before.step} of {before.total}; {run.log}")
+        code = _launch(study, run, interruption, refresh)
+        after = read_progress(run)
+        say(f"{title}: {after.state} at step {after.step}{': ' + after.note if after.note else ''}")
+        if code not in (STOPPED, BROKEN):
+            return
+        tries = 0 if after.step > before.step else tries + 1
+        before = after
+
+
+def _launch(study: Study, run: StudyRun, interruption: Interruption, refresh: Callable[[], None]) -> int:
+    """One start of the launch script, to its end; returns its exit code and notes it in the log."""
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    variables = environment()
+    variables.pop("RANK", None)  # the launcher gives it
+    variables.setdefault("MASTER_PORT", str(_free_port()))
+    with open(run.log, "ab") as log:
+        process = subprocess.Popen(
+            ["bash", str(study.script), *run.flags],
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C is for us; the launchers would end ranks before they have saved
+        )
+        asked: set[int] = set()
+        while process.poll() is None:
+            if interruption.count > 1:
+                os.killpg(process.pid, signal.SIGKILL)
+            elif interruption.count:
+                _ask_to_stop(process.pid, asked)
+            time.sleep(_POLL_S)
+            refresh()
+        log.write(f"{ENDED}{process.returncode}\n".encode())
+    return process.returncode
+
+
+def _ask_to_stop(root: int, asked: set[int]) -> None:
+    """SIGTERM for each rank (or srun, which passes it on), not for the launchers between: they kill ranks that save."""
+    for process in psutil.Process(root).children(recursive=True):
+        try:
+            is_rank = "RANK" in process.environ() and "RANK" not in process.parent().environ()
+            if (is_rank or process.name() == "srun") and process.pid not in asked:
+                asked.add(process.pid)
+                process.send_signal(signal.SIGTERM)
+        except (psutil.Error, AttributeError):  # it has just ended
+            continue
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
