@@ -17,13 +17,14 @@ LAYERS = [
     {"tokenize"},  # writes the files that data reads
     {"plan"},
     {"train", "analysis", "tools"},
+    {"preflight"},  # measures the nodes that train will use
     {"study"},  # starts trainings and compares them
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 ONLY_IN = {
     "deepspeed": {"train", "checkpoint"},
-    "torch.distributed": {"parallel", "checkpoint", "stats", "plan", "train"},
-    "torch.cuda": {"parallel", "checkpoint", "stats", "train"},
+    "torch.distributed": {"parallel", "checkpoint", "stats", "plan", "train", "preflight"},
+    "torch.cuda": {"parallel", "checkpoint", "stats", "train", "preflight"},
     "wandb": {"train"},
     "matplotlib": {"analysis", "study", "train"},
 }

@@ -1,0 +1,5 @@
+"""`python -m megasink.preflight`: one rank."""
+
+from megasink.preflight import main
+
+main()
