@@ -16,7 +16,7 @@ from megasink.study.page import REFRESH_S, write_page
 from megasink.study.run_folder_reader import FINISHED, OVER, QUEUED, RUNNING, RunProgress, read_progress
 from megasink.study.same_settings import check_same_settings
 from megasink.study.study_file import Study, load_study
-from megasink.study.table import headline, status_table
+from megasink.study.table import clock, headline, status_table
 from megasink.train.exit_codes import STOPPED
 
 
@@ -136,6 +136,11 @@ class _Refresh:
         progress = _progress(self.study, on_slurm=False)
         if progress != self.drawn or not live:
             write_page(self.study, progress, live)
+        for run, before in zip(progress, self.drawn, strict=False):
+            if run.state == RUNNING and run.step > before.step:
+                _say(
+                    f"  {run.run.name}: step {run.step}/{run.total}, loss {run.loss:.4f}, {clock(run.remaining_s)} left"
+                )
         self.drawn, self.drawn_at = progress, time.monotonic()
 
 

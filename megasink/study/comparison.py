@@ -27,7 +27,7 @@ class Figure:
         """`value` as the tables show it: losses with four decimals, others with three significant digits."""
         if self.is_loss:
             return f"{value:{sign}.4f}"
-        return f"{value:{sign}.3g}" if abs(value) < 1000 else f"{value:{sign},.0f}"
+        return f"{value:{sign}#.3g}" if abs(value) < 100 else f"{value:{sign},.0f}"
 
 
 def _named(name: str) -> Callable[[RunSeries], Series]:

@@ -141,7 +141,11 @@ def _last_code(log: Path) -> int | None:
 
 
 def _last_words(log: Path) -> str:
-    """The last line that explains something: ours if there is one, else whatever was said last."""
+    """What the last launch said at its end: its last line that is ours, else (a crash) whatever came last."""
     lines = [line.strip() for line in _tail(log) if line.strip() and not line.startswith(ENDED)]
-    ours = [line for line in lines if line.startswith(("megasink:", "Stopped after"))]
-    return (ours or lines or [""])[-1].removeprefix("megasink: ")
+    for line in reversed(lines):
+        if line.startswith(("megasink: starting;", "megasink: resuming after")):
+            break
+        if line.startswith(("megasink:", "Stopped after")):
+            return line.removeprefix("megasink: ")
+    return lines[-1] if lines else ""

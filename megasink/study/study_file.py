@@ -129,22 +129,31 @@ class _Words(yaml.BaseLoader):
         return mapping
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_words(path: Path) -> dict[str, Any]:
+    """A YAML file's keys, every value a word or a list or mapping of words.
+
+    Raises:
+        UserError: unreadable, not YAML, no keys at the top, a key twice.
+    """
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _Words)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give the path of a study file") from None
+        raise UserError(f"{path}: {error.strerror}; give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
         raise UserError(f"{path}: not YAML ({error})") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected `key: value` lines; docs/studies.md shows a study file")
+    if isinstance(data.get("arms"), dict):  # an arm with nothing after it has no flags of its own
+        data["arms"] = {arm: flags or {} for arm, flags in data["arms"].items()}
+    return data | {key: {} for key in ("flags", "sbatch") if data.get(key) == ""}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    data = read_words(path)
     missing = [key for key in ("script", "out", "arms") if key not in data]
     if missing:
         raise UserError(f"{path}: no `{missing[0]}:`; a study needs script, out and arms (docs/studies.md)")
-    # a key with nothing after it is an arm without flags, or a section without entries
-    if isinstance(data["arms"], dict):
-        data["arms"] = {arm: flags or {} for arm, flags in data["arms"].items()}
-    return data | {key: data[key] or {} for key in ("flags", "sbatch") if key in data}
+    return data
 
 
 def _check(file: StudyFile, script: Path, path: Path) -> None:

@@ -1,0 +1,74 @@
+"""A real study on this machine: interrupted, gone on with, one arm diverging, the arms seeing the same data."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import filelock
+
+from tests.helpers.jobs import ROOT, metrics, write_tokens
+from tests.study.files import TINY_FLAGS, write_study
+
+LAUNCHER = f"""
+trap 'kill -9 $!' TERM INT
+RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 {sys.executable} -u -m megasink.train "$@" &
+wait $!
+"""
+"""A launch script that treats its rank as DeepSpeed's launcher does: asked to stop, it does not let it save."""
+
+
+def start(study: Path) -> subprocess.Popen:
+    words = [sys.executable, ROOT / "tools" / "study.py", study]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(words, env=environment, cwd=ROOT, **pipes)
+
+
+def test_interrupted_and_gone_on_with(tmp_path):
+    """Ctrl-C reaches the rank, which saves, not its launcher; the study then finishes one arm and marks the other."""
+    write_tokens(tmp_path / "tokens")
+    flags = TINY_FLAGS | {"data-path": str(tmp_path / "tokens"), "save-interval": "0"}
+    keys = {"arms": {"steady": {}, "broken": {"lr": "1e36", "max-skipped-steps": "2"}}}
+    (tmp_path / "launch.sh").write_text(LAUNCHER)
+    keys["script"] = str(tmp_path / "launch.sh")
+    study = write_study(tmp_path / "s.yaml", flags=flags | {"train-iters": "1000000"}, **keys)
+    out = tmp_path / "out"
+
+    first = start(study)
+    while first.poll() is None and not (out / "steady_seed1234" / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    first.send_signal(signal.SIGINT)
+    said = first.communicate(timeout=120)[0]
+    assert first.returncode == 75, said
+    assert "stopped; the same command goes on" in said and "Stopped after step" in said
+    done = metrics(out / "steady_seed1234")[-1]["step"]
+    assert (out / "steady_seed1234" / "checkpoints" / f"step_{done:08d}" / "manifest.json").is_file()
+    assert not (out / "broken_seed1234").exists()
+
+    total = done + 3
+    keys["flags"] = flags | {"train-iters": str(total)}
+    second = start(write_study(study, **keys))
+    said = second.communicate(timeout=120)[0]
+    assert second.returncode == 1, said
+    assert f"steady_seed1234: going on after step {done} of {total}" in said
+    assert "1 of 2 finished, 1 diverged" in said
+    steps = [record["step"] for record in metrics(out / "steady_seed1234")]
+    assert steps == list(range(1, total + 1))
+    steady, broken = (metrics(out / f"{arm}_seed1234")[0] for arm in ("steady", "broken"))
+    assert steady["loss"] == broken["loss"]  # the same weights and the same samples
+
+    third = start(study)
+    said = third.communicate(timeout=60)[0]
+    assert "steady_seed1234: finished before" in said and "broken_seed1234: diverged after step" in said
+    with filelock.FileLock(out / ".study.lock"):
+        assert "another process runs this study" in start(study).communicate(timeout=60)[0]
+
+    keys["flags"] = keys["flags"] | {"weight-decay": "0.3"}
+    said = start(write_study(study, **keys)).communicate(timeout=60)[0]
+    assert "was begun with weight_decay 0.1, the study now says 0.3" in said and len(said.splitlines()) == 1
