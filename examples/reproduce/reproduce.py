@@ -1,0 +1,209 @@
+"""The paper's comparison in one command: text to tokens, arms, an analysis of every saved step, a verdict.
+
+python examples/reproduce/reproduce.py examples/reproduce/cpu.yaml --text FOLDER --out runs/reproduce
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also where megasink is not installed
+
+import tyro
+import yaml
+from prepare import ROOT, TextChoice, prepare
+from pydantic import ConfigDict
+from verdict import read_figures, verdict_text
+
+from megasink.config.cli import from_dict, parse_cli
+from megasink.errors import UserError, run_cli
+from megasink.study.command import StudyRequest, run_study
+from megasink.study.comparison import FIGURES, StudySeries
+from megasink.study.run_folder_reader import read_progress
+from megasink.study.study_file import Study, load_study, read_words
+
+_SMALL_FILES = ("metrics.jsonl", "events.jsonl", "config.yaml", "provenance.json", "sink_stats/scalars.jsonl")
+
+
+@dataclass
+class Recipe:
+    """The keys of a recipe's YAML; `arms` and `flags` as in a study file (docs/studies.md)."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    arms: dict[str, dict[str, str | list[str]]]
+    flags: dict[str, str | list[str]]
+    seeds: list[int]
+    vocab_size: int
+    """Of the tokenizer that is trained on the text."""
+    tokenizer_mib: float = 32
+    """Text the tokenizer is trained on."""
+    valid_share: float = 0.01
+    """Of the documents, held out."""
+    same_data: bool = True
+    script: str = "examples/pretrain_0.1b.sh"
+    analysis: dict[str, str] = field(default_factory=dict)
+    """Flags of tools/analyze_ckpt.py. Without any nothing is analysed: a search."""
+    last_analysis: dict[str, str] = field(default_factory=dict)
+    """Those of the last step, beside them."""
+
+
+@dataclass
+class ReproduceRequest:
+    """Everything from text to verdict; killed or interrupted, the same command goes on."""
+
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE.yaml")]
+    """recipe.yaml (one H100), cpu.yaml, or search.yaml (baselines only)."""
+    text: tuple[str, ...] = ()
+    """Folders and files of text."""
+    glob: tuple[str, ...] = ()
+    """Names of the files that count in folders, '*.py'; default: .jsonl, .txt, .md, .parquet and the like."""
+    hf_dataset: str | None = None
+    """Instead of --text: a dataset of a hub, allenai/c4."""
+    hf_config: str | None = None
+    """Its configuration, en."""
+    hf_mib: float = 2000
+    """How much of it, in MiB of text."""
+    tokenizer: str | None = None
+    """A SentencePiece model to use instead of training one."""
+    out: str = "runs/reproduce"
+    """Folder for tokens, runs, reports and results."""
+    seeds: tuple[int, ...] = ()
+    """Instead of the recipe's."""
+    arms: tuple[str, ...] = ()
+    """Only these arms of the recipe."""
+
+
+def reproduce(request: ReproduceRequest) -> int:
+    """Returns the exit code: the study's, or 0."""
+    recipe = from_dict(Recipe, read_words(Path(request.recipe)), request.recipe)
+    out = Path(request.out).absolute()
+    choice = TextChoice(
+        text=tuple(map(os.path.abspath, request.text)),
+        glob=request.glob,
+        hf_dataset=request.hf_dataset,
+        hf_config=request.hf_config,
+        hf_mib=request.hf_mib,
+        tokenizer=request.tokenizer and os.path.abspath(request.tokenizer),
+        vocab_size=recipe.vocab_size,
+        tokenizer_mib=recipe.tokenizer_mib,
+        valid_share=recipe.valid_share,
+    )
+    os.chdir(ROOT)  # where the launch scripts are
+    manifest = prepare(out / "data", choice)
+    path = write_study(recipe, request, out)
+    study = load_study(path)
+    say_epochs(study, manifest)
+    code = run_study(StudyRequest(study=str(path), on="local"))
+    collect(study, out / "results")
+    if recipe.analysis and code == 0:
+        analyse(study, recipe, out)
+    elif not recipe.analysis:
+        print(gate_table(study))
+    print(f"small files to keep: {out / 'results'}")
+    return code
+
+
+def write_study(recipe: Recipe, request: ReproduceRequest, out: Path) -> Path:
+    """The study file of this recipe and folder."""
+    unknown = set(request.arms) - set(recipe.arms)
+    if unknown:
+        raise UserError(f"--arms {' '.join(sorted(unknown))}: the recipe has {', '.join(recipe.arms)}")
+    data = {name: str(out / "data" / part) for name, part in _DATA.items()}
+    study = {
+        "script": recipe.script,
+        "out": str(out / "study"),
+        "seeds": list(request.seeds) or recipe.seeds,
+        "same_data": str(recipe.same_data).lower(),
+        "flags": data | recipe.flags,
+        "arms": {arm: flags for arm, flags in recipe.arms.items() if not request.arms or arm in request.arms},
+    }
+    path = out / "study.yaml"
+    path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+    return path
+
+
+_DATA = {"data-path": "tokens_train", "valid-data-path": "tokens_valid", "tokenizer": "tokenizer.model"}
+
+
+def say_epochs(study: Study, manifest: dict) -> None:
+    """How often the recipe reads the text: too few unique tokens, and no sinks form."""
+    config = study.runs[0].config
+    read = config.training.train_iters * config.training.global_batch_size * config.model.seq_length
+    unique = manifest["tokens"]
+    print(f"{unique / 1e6:.1f} M unique tokens; {read / 1e6:.1f} M are read: {read / unique:.2f} epochs", flush=True)
+
+
+def analyse(study: Study, recipe: Recipe, out: Path) -> None:
+    """A report for every seed and saved step; of the last step one more for each further arm, and the verdict."""
+    for seed in dict.fromkeys(run.seed for run in study.runs):
+        runs = [run for run in study.runs if run.seed == seed]
+        baseline, *others = sorted(runs, key=lambda run: run.arm != study.baseline)
+        steps = sorted(path.name for path in (baseline.folder / "checkpoints").glob("step_*"))[1:]
+        for step in steps:
+            report = out / "reports" / f"seed_{seed}" / step
+            flags = recipe.analysis | (recipe.last_analysis if step == steps[-1] else {})
+            if others:
+                flags["compare"] = f"{baseline.arm}:{others[0].arm}"
+            _analyse(runs, step, flags, out, report)
+        for other in others[1:]:
+            flags = recipe.analysis | {"compare": f"{baseline.arm}:{other.arm}", "figures": "6,7"}
+            _analyse([baseline, other], steps[-1], flags, out, report.with_name(f"{steps[-1]}_{other.arm}"))
+        text = verdict_text(read_figures(report))
+        (out / "results" / f"verdict_seed_{seed}.md").write_text(text, encoding="utf-8")
+        print(f"\nseed {seed}, {steps[-1]}\n\n{text}")
+        kept = out / "results" / f"report_seed_{seed}"
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(report, kept, ignore=shutil.ignore_patterns("*.svg"))
+
+
+def _analyse(runs: list, step: str, flags: dict[str, str], out: Path, report: Path) -> None:
+    if (report / "report.html").is_file():  # written last
+        return
+    command = [sys.executable, "tools/analyze_ckpt.py", *(str(run.folder / "checkpoints" / step) for run in runs)]
+    command += [
+        "--label",
+        *(run.arm for run in runs),
+        "--data",
+        str(out / "data" / "tokens_valid"),
+        "--out",
+        str(report),
+    ]
+    for name, value in flags.items():
+        command += [f"--{name}"] if value == "true" else [f"--{name}", value]
+    variables = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    if subprocess.run(command, env=variables).returncode:
+        raise UserError("the analysis stopped; its reason stands above; the same command goes on")
+
+
+def collect(study: Study, results: Path) -> None:
+    """Copy what is small: the page, the study, each run's logs of numbers."""
+    results.mkdir(parents=True, exist_ok=True)
+    shutil.copy(study.page, results)
+    for run in study.runs:
+        for name in _SMALL_FILES:
+            if (run.folder / name).is_file():
+                target = results / run.name / Path(name).name
+                target.parent.mkdir(exist_ok=True)
+                shutil.copy(run.folder / name, target)
+
+
+def gate_table(study: Study) -> str:
+    """Each variant's last live figures, the strongest sinks first: which one passes the gate?"""
+    series = StudySeries(study)
+    lines = [" | ".join(["variant", "state", *(figure.title for figure in FIGURES)])]
+    rows = []
+    for run in study.runs:
+        values = [figure.series(series.runs[run.arm][run.seed]) for figure in FIGURES]
+        shown = [figure.shown(list(v.values())[-1]) if v else "-" for figure, v in zip(FIGURES, values, strict=True)]
+        sinks = list(values[1].values())[-1] if values[1] else 0.0
+        rows.append((sinks, " | ".join([run.name, read_progress(run).state, *shown])))
+    return "\n".join(lines + [row for _, row in sorted(rows, reverse=True)])
+
+
+if __name__ == "__main__":
+    run_cli(lambda: sys.exit(reproduce(parse_cli(ReproduceRequest, sys.argv[1:], description=__doc__))))

@@ -1,0 +1,112 @@
+"""examples/reproduce: its recipes are valid, its verdict asks what was registered, and the whole command runs small."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from megasink.errors import UserError
+from megasink.study.study_file import load_study, read_words
+from tests.helpers.jobs import ROOT
+
+FOLDER = ROOT / "examples" / "reproduce"
+sys.path.insert(0, str(FOLDER))
+
+from prepare import text_patterns  # noqa: E402
+from verdict import ArmFigures, judge  # noqa: E402
+
+PAPER = ArmFigures("baseline", 2.9168, 0.6172, 0.7, 1916, 11.12, 1.3, 300, 15.5, 2.5)
+SHRUNK = ArmFigures("V-scale", 2.9068, 0.5018, 0.6, 346, 3.03, 1.3, 60, 2.6, 2.5)
+
+
+def answers(baseline: ArmFigures, other: ArmFigures) -> list[bool | None]:
+    return [criterion.holds for criterion in judge(baseline, [other])]
+
+
+def test_the_papers_own_figures_pass_every_question():
+    assert answers(PAPER, SHRUNK) == [True] * 7
+
+
+def test_a_baseline_without_sinks_answers_nothing_about_them():
+    flat = ArmFigures("baseline", 2.68, 0.053, 0.02, 623, 3.2, 1.3, 113, 6.4, 2.7)
+    gate_sinks, gate_activations, sinks, norms, ratio, *_ = answers(flat, SHRUNK)
+    assert (gate_sinks, gate_activations, sinks, norms, ratio) == (False, False, None, None, None)
+
+
+def test_an_arm_that_loses_sinks_or_loss_is_told_so():
+    worse = ArmFigures("V-scale", 2.95, 0.2, 0.1, 1500, 9.0, 1.3, 200, 30.0, 2.5)
+    assert answers(PAPER, worse) == [True, True, False, False, False, False, False]
+
+
+def test_only_what_the_globs_name_counts_in_a_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.py").write_text("x")
+    (tmp_path / "y.jsonl").write_text("{}")
+    file = str(tmp_path / "y.jsonl")
+    assert text_patterns((str(tmp_path), file), ("*.py", "*.h")) == [f"{tmp_path}/**/*.py", file]
+    assert text_patterns((str(tmp_path),), ()) == [str(tmp_path)]
+    for text, globs, says in (
+        ((), (), "give --text"),
+        (("no",), (), "--text no"),
+        ((str(tmp_path),), ("*.c",), "--glob"),
+    ):
+        with pytest.raises(UserError, match=says):
+            text_patterns(text, globs)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "cpu.yaml", "search.yaml"])
+def test_a_recipe_is_a_valid_study(name, tmp_path):
+    """Every flag is known, and arms that are compared read the same data."""
+    recipe = read_words(FOLDER / name)
+    study = {key: recipe[key] for key in ("arms", "flags", "seeds", "same_data") if key in recipe}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study | {"script": str(ROOT / "examples" / "pretrain_0.1b.sh"), "out": "x"}))
+    runs = load_study(path).runs
+    assert all(run.config.optimizer.lr_wsd_decay_iters < run.config.training.train_iters for run in runs)
+    assert [run.config.model.v_scale for run in runs] == (
+        ["off"] * len(runs) if name == "search.yaml" else ["off", "on", "backward-only"]
+    )
+
+
+def test_from_text_to_verdict(tmp_path):
+    """The whole command on a few documents and steps; started again it finds everything done."""
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(60):
+        words = " ".join(f"word{(number * k) % 97}" for k in range(200))
+        (text / f"{number}.py").write_text(f"def f{number}():\n    return '{words}'\n")
+    recipe = read_words(FOLDER / "cpu.yaml")
+    small = {"num-layers": "2", "hidden-size": "32", "ffn-hidden-size": "48", "seq-length": "32", "train-iters": "4"}
+    small |= {"lr-wsd-decay-iters": "1", "lr-warmup-iters": "0", "save-interval": "4", "eval-interval": "4"}
+    small |= {"micro-batch-size": "2", "global-batch-size": "2", "eval-iters": "1", "sink-stats-interval": "2"}
+    recipe |= {"vocab_size": "400", "valid_share": "0.3", "flags": recipe["flags"] | small}
+    recipe |= {"analysis": {"tokens": "256", "figures": "6,7"}, "last_analysis": {}}
+    recipe["arms"].pop("backward-only")
+    launch = tmp_path / "plain.sh"
+    launch.write_text(f'exec {sys.executable} -u -m megasink.train --micro-batch-size 2 "$@"\n')
+    recipe["script"] = str(launch)
+    launch.with_suffix(".yaml").write_text("{}")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    out = tmp_path / "out"
+
+    def run(*flags: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, FOLDER / "reproduce.py", "recipe.yaml", "--out", "out", *map(str, flags)]
+        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+    first = run("--text", "text", "--glob", "*.py")
+    assert first.returncode == 0, first.stdout + first.stderr
+    results = out / "results"
+    assert "cannot be said: the gate is closed" in (results / "verdict_seed_1.md").read_text()
+    report = json.loads((results / "report_seed_1" / "metrics.json").read_text())
+    assert [model["label"] for model in report["settings"][0]["models"]] == ["baseline", "V-scale"]
+    assert (results / "study.html").is_file() and (results / "baseline_seed1" / "scalars.jsonl").is_file()
+    manifest = json.loads((out / "data" / "tokens_train.json").read_text())
+    assert f"{manifest['tokens'] / 1e6:.1f} M unique tokens" in first.stdout
+
+    again = run("--text", "text", "--glob", "*.py")
+    assert again.returncode == 0 and again.stdout.count("finished before") == 2
+    other = run("--text", "text")
+    assert other.returncode == 2 and "made from other text or settings" in other.stderr
