@@ -182,6 +182,10 @@ class DataConfig:
     """Relative shares of documents for training, validation and test."""
     tokenizer: str | None = None
     """SentencePiece model or Hugging Face tokenizer of the shards; checked against the vocabulary."""
+    bos_first: bool = False
+    """Write BOS over the first token of every sample, so that token 0 is the same one everywhere."""
+    data_cache_path: str | None = None
+    """Folder, shared or local, for the order of documents, so that ranks share it; default: each in its memory."""
 
 
 @dataclass
@@ -240,6 +244,10 @@ class LoggingConfig:
     """wandb project."""
     run_name: str | None = None
     """Name of the run; default: the run folder's name."""
+    profile: int = 0
+    """Once warm, profile so many steps on rank 0: a trace and a table of where time goes, into SAVE/profile; 0: none."""
+    memory_snapshot: bool = False
+    """Record allocations over the profiled steps (3 without --profile), for pytorch.org/memory_viz; needs a GPU."""
 
 
 @dataclass

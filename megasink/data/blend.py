@@ -59,6 +59,10 @@ class BlendedDataset:
         which, number = self.locate(index)
         return self.datasets[which].document_ids(number)
 
+    def prefix_of(self, index: int) -> str:
+        """The pair that sample `index` comes from, for messages."""
+        return self.datasets[self.locate(index)[0]].indexed.prefix
+
     def given(self, consumed_samples: int) -> list[int]:
         """Samples each dataset has given when `consumed_samples` of the whole stream are consumed."""
         periods, rows = divmod(consumed_samples - self.start, PERIOD)
@@ -68,7 +72,7 @@ class BlendedDataset:
         ]
 
     def state(self, consumed_samples: int) -> dict:
-        """What a checkpoint keeps (JSON): `build_dataset(..., resume=state)` goes on from it exactly."""
+        """What a checkpoint keeps (JSON): `resume_blend` goes on from it exactly."""
         blend = [
             {"prefix": dataset.indexed.prefix, "digest": dataset.digest, "quota": quota, "base": base, "given": given}
             for dataset, quota, base, given in zip(
@@ -111,6 +115,10 @@ class ChainedDataset:
         """int32 [seq_length + 1], as in TokenDataset."""
         which, number = self.locate(index)
         return self.datasets[which].document_ids(number)
+
+    def prefix_of(self, index: int) -> str:
+        """The pair that sample `index` comes from, for messages."""
+        return self.datasets[self.locate(index)[0]].indexed.prefix
 
 
 def quotas(weights: list[float]) -> list[int]:

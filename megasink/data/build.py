@@ -7,7 +7,6 @@ from typing import Literal
 from megasink.data.blend import BlendedDataset, ChainedDataset
 from megasink.data.dataset import SampleSource, TokenDataset
 from megasink.data.indexed import IndexedDataset
-from megasink.data.resume import resume_blend
 from megasink.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -22,7 +21,6 @@ def build_dataset(
     *,
     first_token: int | None = None,
     cache_dir: str | Path | None = None,
-    resume: dict | None = None,
 ) -> SampleSource:
     """The dataset of one split; for "train" a BlendedDataset, of one dataset too.
 
@@ -34,7 +32,6 @@ def build_dataset(
         seed: of the shuffles.
         first_token: id put at position 0 of every sample (see TokenDataset).
         cache_dir: folder for the training order of large corpora, shared or local to a node; default: memory.
-        resume: `BlendedDataset.state` of the checkpoint that training goes on from (see resume.py).
 
     Raises:
         UserError: bad weights or shares, damaged files, a split with too few tokens.
@@ -48,7 +45,7 @@ def build_dataset(
     if which != "train":
         return datasets[0] if len(datasets) == 1 else ChainedDataset(datasets)
     weights = weights or [dataset.samples_per_epoch for dataset in datasets]
-    return BlendedDataset(datasets, weights) if resume is None else resume_blend(resume, datasets, weights)
+    return BlendedDataset(datasets, weights)
 
 
 def parse_data_path(data_path: tuple[str, ...]) -> tuple[list[float] | None, list[str]]:

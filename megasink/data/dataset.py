@@ -35,6 +35,8 @@ class SampleSource(Protocol):
 
     def document_ids(self, index: int) -> np.ndarray: ...
 
+    def prefix_of(self, index: int) -> str: ...
+
 
 class TokenDataset:
     """Samples of seq_length + 1 tokens from a range of documents of one `.bin/.idx` pair.
@@ -111,6 +113,10 @@ class TokenDataset:
         """int32 [seq_length + 1]: 0 for the tokens of the sample's first document, 1 for the next, and so on."""
         lengths = [piece.stop - piece.start for piece in self._pieces(index) if piece.stop > piece.start]
         return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+
+    def prefix_of(self, index: int) -> str:
+        """The pair that sample `index` comes from, for messages."""
+        return self.indexed.prefix
 
     def _pieces(self, index: int) -> list[slice]:
         """The ranges of `indexed.tokens` that make up sample `index`, one per document."""

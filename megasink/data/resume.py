@@ -5,17 +5,18 @@ the datasets or weights change, each dataset goes on from the samples that it ha
 its epoch ends, none is skipped. A dataset that left and comes back goes on from where it was.
 """
 
-from megasink.data.blend import STREAM_SCHEMA, BlendedDataset, quotas
+from megasink.data.blend import STREAM_SCHEMA, BlendedDataset
 from megasink.data.dataset import TokenDataset
 from megasink.errors import UserError
 
 
-def resume_blend(state: dict, datasets: list[TokenDataset], weights: list[float]) -> BlendedDataset:
-    """The blend that goes on from a checkpoint's `BlendedDataset.state`.
+def resume_blend(state: dict, blend: BlendedDataset) -> BlendedDataset:
+    """The present `blend` (which begins at sample 0), going on from a checkpoint's `BlendedDataset.state`.
 
     Raises:
         UserError: another seq_length or seed (samples would not be the same ones), or shards that changed in place.
     """
+    datasets = blend.datasets
     if state.get("schema") != STREAM_SCHEMA:
         raise UserError(f"the checkpoint's data state is not {STREAM_SCHEMA}; start a new run with --load")
     for name, flag in (("seq_length", "--seq-length"), ("seed", "--seed")):
@@ -27,13 +28,13 @@ def resume_blend(state: dict, datasets: list[TokenDataset], weights: list[float]
     known = [*state["blend"], *state["retired"]]
     matches = [_match(dataset, known) for dataset in datasets]
     unchanged = [entry["digest"] for entry in state["blend"]] == [dataset.digest for dataset in datasets]
-    if unchanged and [entry["quota"] for entry in state["blend"]] == quotas(weights):
+    if unchanged and [entry["quota"] for entry in state["blend"]] == blend.quotas:
         bases = [entry["base"] for entry in state["blend"]]
-        return BlendedDataset(datasets, weights, state["start"], bases, state["retired"])
+        return BlendedDataset(datasets, blend.quotas, state["start"], bases, state["retired"])
     bases = [0 if entry is None else entry["given"] for entry in matches]
     left = [entry for entry in known if all(entry is not match for match in matches)]
     retired = [{key: entry[key] for key in ("prefix", "digest", "given")} for entry in left]
-    return BlendedDataset(datasets, weights, state["consumed_samples"], bases, retired)
+    return BlendedDataset(datasets, blend.quotas, state["consumed_samples"], bases, retired)
 
 
 def _match(dataset: TokenDataset, known: list[dict]) -> dict | None:

@@ -1,10 +1,10 @@
 """gigatoken, many times faster than the reference libraries, used only where its ids are proven equal on a sample."""
 
 import contextlib
+import queue
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -20,6 +20,7 @@ _TRICKY = (
     "12345678901234567890", "\u0001", "a\u0000b", "\u4f60\u597d\uff0c\u4e16\u754c", "\u0645\u0631\u062d\u0628\u0627",
     "def f(x):\n    return x\n",
 )  # fmt: skip
+_PIPE_BYTES = 1 << 20  # the most an ordinary user may ask for; fewer switches between the processes
 
 
 class NotUsable(Exception):
@@ -28,6 +29,8 @@ class NotUsable(Exception):
 
 class GigatokenTokenizer:
     """A reference tokenizer whose `encode_batch` is done by `num_workers` processes of gigatoken, about 100 MB each.
+
+    A call keeps one of them busy, so that many calls should be made at once (`num_calls`).
 
     gigatoken reads control tokens spelled out in text as control tokens; the documents that hold one are left to the
     reference, so that they stay text.
@@ -48,7 +51,10 @@ class GigatokenTokenizer:
         except (NotUsable, OSError, EOFError):
             self.close()
             raise
-        self._pool = ThreadPoolExecutor(num_workers)
+        self.num_calls = num_workers
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
         self._reference = reference
         self.vocab_size = reference.vocab_size
         self.bos_id, self.eos_id, self.digest = reference.bos_id, reference.eos_id, reference.digest
@@ -57,12 +63,11 @@ class GigatokenTokenizer:
         self._control = re.compile("|".join(map(re.escape, reference.control_tokens)) or r"(?!)")
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """As every tokenizer's; one call at a time (a worker has one conversation)."""
-        count = len(self._workers)
-        shares = [texts[first::count] for first in range(count)]
-        rows: list[np.ndarray] = [None] * len(texts)
-        for first, share in enumerate(self._pool.map(_Worker.encode, self._workers, shares)):
-            rows[first::count] = share
+        worker = self._idle.get()
+        try:
+            rows = worker.encode(texts)
+        finally:
+            self._idle.put(worker)
         for number, text in enumerate(texts):
             if self._spells_control(text):
                 rows[number] = self._reference.encode_batch([text])[0]
@@ -88,6 +93,7 @@ class _Worker:
             [sys.executable, "-P", fast_worker.__file__],  # -P: our tokenizers.py must not hide the library
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pipesize=_PIPE_BYTES,
             stderr=subprocess.DEVNULL,  # this process says in one line what went wrong
             start_new_session=True,  # Ctrl-C is for this process, which ends the others
         )

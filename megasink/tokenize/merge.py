@@ -1,6 +1,5 @@
 """Finished units to the final files: the same bytes whoever made the units, in whatever order."""
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +9,16 @@ import numpy as np
 from megasink.data.indexed import IndexedDataset, IndexedDatasetWriter, bin_path, idx_path
 from megasink.data.manifest import Manifest, write_manifest
 from megasink.errors import UserError
-from megasink.tokenize.parts import HASH_BYTES, Counts, hashes_path, part_prefix
+from megasink.tokenize.parts import (
+    DIGEST_BASE,
+    DIGEST_PRIME,
+    HASH_BYTES,
+    Counts,
+    hashes_path,
+    part_prefix,
+)
 
-_COPY_TOKENS = 4 << 20  # copied at once
+_COPY_TOKENS = 2 << 20  # copied at once
 
 
 def merge_split(
@@ -52,24 +58,29 @@ def publish(merged: Path, prefix: str, manifest: Manifest) -> None:
 
 def input_digest(parts: list[Counts]) -> str:
     """Of the text of all documents, in order: equal for the same documents however they were stored or cut."""
-    return hashlib.blake2b("".join(counts.digest for counts in parts).encode(), digest_size=16).hexdigest()
+    digest = 0
+    for counts in parts:
+        shift = pow(DIGEST_BASE, sum(counts.documents.values()), DIGEST_PRIME)
+        digest = (digest * shift + int(counts.digest, 16)) % DIGEST_PRIME
+    return f"{digest:032x}"
 
 
 def _copies(part: IndexedDataset, keep: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens, lengths) of runs of documents of bounded size; only those in `keep` (bool [documents]) where given."""
     starts = part.document_starts
     first = 0
-    while first < len(part):
-        # as many documents as fit, at least one
-        last = max(int(np.searchsorted(starts, starts[first] + _COPY_TOKENS, side="right")) - 1, first + 1)
-        last = min(last, len(part))
-        lengths = np.diff(starts[first : last + 1])
-        tokens = part.tokens[starts[first] : starts[last]]
-        if keep is not None:
-            chosen = keep[first:last]
-            tokens, lengths = tokens[np.repeat(chosen, lengths)], lengths[chosen]
-        yield tokens, lengths
-        first = last
+    with open(bin_path(part.prefix), "rb") as file:  # not part.tokens: what is read of a map stays in memory
+        while first < len(part):
+            # as many documents as fit, at least one
+            last = max(int(np.searchsorted(starts, starts[first] + _COPY_TOKENS, side="right")) - 1, first + 1)
+            last = min(last, len(part))
+            lengths = np.diff(starts[first : last + 1])
+            tokens = np.fromfile(file, part.dtype, int(starts[last] - starts[first]))
+            if keep is not None:
+                chosen = keep[first:last]
+                tokens, lengths = tokens[np.repeat(chosen, lengths)], lengths[chosen]
+            yield tokens, lengths
+            first = last
 
 
 def _first_seen(folder: Path, units: int, split: str) -> np.ndarray:

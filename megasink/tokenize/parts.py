@@ -19,13 +19,18 @@ from megasink.tokenize.documents import Reader, Segment
 from megasink.tokenize.tokenizers import Tokenizer
 
 BATCH_BYTES = 1 << 20  # text handed to the tokenizer at once; a few such batches are the memory of a run
+DIGEST_PRIME = (1 << 127) - 1
+DIGEST_BASE = 0x9E3779B97F4A7C15F39CC0605CEDC835 % DIGEST_PRIME
 HASH_BYTES = 16  # of a document's text: enough that no two of 10^12 documents collide
-_IN_FLIGHT = 2  # batches read ahead of the one that is written
 
 
 @dataclass
 class Counts:
-    """What became of a unit's documents; text_bytes are UTF-8 bytes of those kept, longest is in tokens."""
+    """What became of a unit's documents; text_bytes are UTF-8 bytes of those kept, longest is in tokens.
+
+    `digest` (hexadecimal) is the sum of hash i times DIGEST_BASE^(documents - 1 - i) modulo DIGEST_PRIME over the
+    documents with text, so that units' digests join to the corpus's, wherever it was cut.
+    """
 
     documents: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
@@ -33,7 +38,7 @@ class Counts:
     empty: int = 0
     bad: int = 0
     text_bytes: int = 0
-    digest: str = ""
+    digest: str = "0"
 
 
 @dataclass(frozen=True)
@@ -111,14 +116,15 @@ def write_part(
 
     `progress` is told (input bytes, text bytes, tokens) after each batch.
     """
-    counts, bad_before, digest = Counts(), reader.bad, hashlib.blake2b(digest_size=16)
+    counts, bad_before, digest = Counts(), reader.bad, 0
     writers = {}
     hashes: dict[str, list[bytes]] = {split: [] for split in encoder.splits}
     try:
         for split in encoder.splits:
             writers[split] = IndexedDatasetWriter(part_prefix(folder, number, split), encoder.tokenizer.vocab_size)
         for batch, rows in _encoded(_batches(reader, segments, counts), encoder, executor):
-            digest.update(b"".join(batch.hashes))
+            for found in batch.hashes:
+                digest = (digest * DIGEST_BASE + int.from_bytes(found, "little")) % DIGEST_PRIME
             where = encoder.split_of(batch.hashes)
             for at, split in enumerate(encoder.splits):
                 chosen = np.flatnonzero(where == at)
@@ -135,7 +141,7 @@ def write_part(
             if encoder.keep_hashes:
                 write_atomic(hashes_path(folder, number, split), b"".join(hashes[split]))
             counts.documents[split], counts.tokens[split] = writer.num_documents, writer.num_tokens
-        counts.bad, counts.digest = reader.bad - bad_before, digest.hexdigest()
+        counts.bad, counts.digest = reader.bad - bad_before, f"{digest:x}"
         write_atomic(folder / f"{number:06d}.json", json.dumps(dataclasses.asdict(counts)).encode())
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; then go on with --resume") from None
@@ -173,7 +179,7 @@ def _encoded(
     waiting: deque = deque()
     for batch in batches:
         waiting.append((batch, executor.submit(encoder.encode, batch.texts)))
-        if len(waiting) > _IN_FLIGHT:
+        if len(waiting) > encoder.tokenizer.num_calls + 1:  # one more, so that none waits for this thread
             first, future = waiting.popleft()
             yield first, future.result()
     for batch, future in waiting:

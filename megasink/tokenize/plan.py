@@ -1,7 +1,6 @@
 """A corpus cut into units of work, the same on every machine, and a fingerprint of all that decides the tokens."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,10 +22,6 @@ class Plan:
 
     units: list[list[Segment]]
     settings: dict[str, object]
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
 
     @property
     def size(self) -> int:

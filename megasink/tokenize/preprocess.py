@@ -48,8 +48,7 @@ def preprocess(config: PreprocessConfig) -> Summary:
             return done
         summary = _run(config, plan, range(index, len(units), count), reader, encoder)
     finally:
-        if isinstance(tokenizer, GigatokenTokenizer):
-            tokenizer.close()
+        _end_processes(tokenizer)
     summary.seconds = time.perf_counter() - began
     return summary
 
@@ -67,10 +66,16 @@ def _run(config: PreprocessConfig, plan: Plan, numbers: range, reader: Reader, e
             if config.shard is None:
                 workspace.remove_if_nothing_is_finished()
             raise
+    _end_processes(encoder.tokenizer)  # their memory is the merge's to use
     if config.shard is None:
         with workspace.locked("merge"):
             _merge(config, plan, workspace, encoder, summary)
     return summary
+
+
+def _end_processes(tokenizer: Tokenizer) -> None:
+    if isinstance(tokenizer, GigatokenTokenizer):
+        tokenizer.close()
 
 
 def _make_units(
@@ -92,7 +97,7 @@ def _make_units(
     todo = [number for number in numbers if number not in finished]
     total = sum(segment.size for number in todo for segment in plan.units[number])
     with (
-        ThreadPoolExecutor(1) as executor,
+        ThreadPoolExecutor(encoder.tokenizer.num_calls) as executor,
         _progress_bar(total or None) as bar,
     ):
         speed = _Speed(bar)

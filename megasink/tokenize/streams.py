@@ -23,7 +23,7 @@ class InputStream:
     def __init__(self, path: str, compression: str) -> None:
         self.path = path
         try:
-            self._file = open(path, "rb")  # noqa: SIM115 (closed by `close`)
+            self._file = open(path, "rb", _CHUNK)  # noqa: SIM115 (closed by `close`)
         except OSError as error:
             raise UserError(f"--input {path}: {error.strerror}") from None
         self._stream: BinaryIO = self._file

@@ -50,19 +50,18 @@ class Summary:
 
     def __str__(self) -> str:
         per_token = self.text_bytes / self.tokens if self.tokens else 0.0
-        left_out = [f"{self.empty} empty"]
-        left_out += [f"{self.bad} unreadable"] if self.bad else []
-        left_out += [f"{self.duplicates} duplicates"] if self.duplicates else []
         lines = [
-            f"{self.documents} documents, {self.tokens} tokens ({self.library}), {per_token:.2f} bytes/token, longest "
-            f"{self.longest} tokens; left out: {', '.join(left_out)}"
+            f"tokenized    {self.documents:,} documents, {self.text_bytes / 1e6:,.1f} MB of text, {self.tokens:,} "
+            f"tokens ({self.library}); {per_token:.2f} bytes/token, longest {self.longest:,} tokens",
+            f"left out     {self.empty:,} empty, {self.bad:,} unreadable, {self.duplicates:,} duplicates",
         ]
         if self.made_bytes and self.seconds:
-            lines[0] += (
-                f"; {self.seconds:.1f} s, {self.made_bytes / self.seconds / 1e6:.1f} MB/s, "
+            lines.append(
+                f"took         {self.seconds:.1f} s, start included: {self.made_bytes / self.seconds / 1e6:.1f} MB/s, "
                 f"{self.made_tokens / self.seconds / 1e6:.2f} M tokens/s"
             )
-        lines += [
-            f"{name}: {documents} documents, {tokens} tokens" for name, (documents, tokens) in self.outputs.items()
-        ]
+        for name, (documents, tokens) in self.outputs.items():
+            lines.append(f"wrote        {name}.bin and .idx: {documents:,} documents, {tokens:,} tokens")
+        if not self.outputs:
+            lines.append("no output    yet: run again with --merge when every shard is done")
         return "\n".join(lines)

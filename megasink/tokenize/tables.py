@@ -40,15 +40,17 @@ def _arrow_batches(path: str, column: str) -> tuple[int, Iterator]:
     """Both of Arrow's layouts: the stream that `datasets` saves and the file (Feather)."""
     import pyarrow
 
-    mapped = pyarrow.memory_map(path)
-    if mapped.read(6) == b"ARROW1":
-        opened = pyarrow.ipc.open_file(pyarrow.memory_map(path))
-        batches = [opened.get_batch(at) for at in range(opened.num_record_batches)]
+    # the maps are for counting rows; what is read of a map stays in memory, so rows come from the file itself
+    if pyarrow.memory_map(path).read(6) == b"ARROW1":
+        mapped, opened = (pyarrow.ipc.open_file(kind(path)) for kind in (pyarrow.memory_map, pyarrow.OSFile))
+        total = sum(mapped.get_batch(at).num_rows for at in range(mapped.num_record_batches))
+        batches = (opened.get_batch(at) for at in range(opened.num_record_batches))
     else:
-        batches = list(pyarrow.ipc.open_stream(pyarrow.memory_map(path)))
-    if batches:
-        _check_column(path, batches[0].schema, column)
-    return sum(batch.num_rows for batch in batches), (batch.select([column]) for batch in batches)
+        total = sum(batch.num_rows for batch in pyarrow.ipc.open_stream(pyarrow.memory_map(path)))
+        batches = opened = pyarrow.ipc.open_stream(pyarrow.OSFile(path))
+    if total:
+        _check_column(path, opened.schema, column)
+    return total, (batch.select([column]) for batch in batches)
 
 
 def _check_column(path: str, schema: object, column: str) -> None:

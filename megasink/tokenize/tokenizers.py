@@ -21,6 +21,7 @@ class Tokenizer(Protocol):
         bos_id, eos_id: None where the tokenizer has none.
         digest: SHA-256 (hex) of the file that defines it.
         library: what encodes.
+        num_calls: calls of encode_batch worth making at once; the libraries' own threads share one call.
     """
 
     vocab_size: int
@@ -28,6 +29,7 @@ class Tokenizer(Protocol):
     eos_id: int | None
     digest: str
     library: str
+    num_calls: int
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """int32 [length] ids of each text, without BOS or EOS; `</s>` in a text is text."""
@@ -40,6 +42,7 @@ class SentencePieceTokenizer:
     """A SentencePiece model file. `content` and `control_tokens` are for the fast encoder."""
 
     library = "sentencepiece"
+    num_calls = 1
 
     def __init__(self, path: Path, num_threads: int) -> None:
         import sentencepiece
@@ -73,6 +76,7 @@ class HuggingFaceTokenizer:
     """A `tokenizer.json`; BOS and EOS are named by the `tokenizer_config.json` beside it, or found by usual names."""
 
     library = "tokenizers"
+    num_calls = 1
 
     def __init__(self, path: Path) -> None:
         import tokenizers

@@ -5,12 +5,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from megasink.config import RunConfig
 from megasink.data.dataset import SampleSource
 from megasink.data.sampler import global_batch
 from megasink.parallel.layout import ParallelLayout
 from megasink.train.engine import MicroBatch
+from megasink.train.trace import DATA_RANGE
 
 
 class Batches:
@@ -25,6 +27,10 @@ class Batches:
 
     def at(self, consumed_samples: int) -> list[MicroBatch]:
         """Of the global batch that follows `consumed_samples`, on the CPU (pinned where there is a GPU)."""
+        with record_function(DATA_RANGE):
+            return self._at(consumed_samples)
+
+    def _at(self, consumed_samples: int) -> list[MicroBatch]:
         if self._ahead is not None and self._ahead[0] == consumed_samples:
             batch = self._ahead[1].result()
         else:
@@ -44,6 +50,7 @@ class Batches:
                 training.micro_batch_size,
                 data.rank,
                 data.size,
+                self.config.model.vocab_size,
             )
         )
         parts = [samples[..., :-1], samples[..., 1:]]

@@ -1,16 +1,26 @@
 """The datasets of a run: what its samples come from."""
 
 from megasink.config import RunConfig
-from megasink.data.build import build_dataset
+from megasink.data.build import build_dataset, parse_data_path
 from megasink.data.dataset import SampleSource
+from megasink.data.manifest import read_manifest
 from megasink.errors import UserError
+from megasink.tokenize.tokenizers import load_tokenizer
 
 
 def train_dataset(config: RunConfig) -> SampleSource:
     """Endless. Raises UserError where the shards are missing, damaged or too short."""
     data = config.data
     split = None if data.valid_data_path else data.split
-    return build_dataset(data.data_path, split, "train", config.model.seq_length, config.training.seed)
+    return build_dataset(
+        data.data_path,
+        split,
+        "train",
+        config.model.seq_length,
+        config.training.seed,
+        first_token=_first_token(config),
+        cache_dir=data.data_cache_path,
+    )
 
 
 def valid_dataset(config: RunConfig) -> SampleSource | None:
@@ -19,7 +29,9 @@ def valid_dataset(config: RunConfig) -> SampleSource | None:
     if training.eval_interval == 0:
         return None
     path, split = (data.valid_data_path, None) if data.valid_data_path else (data.data_path, data.split)
-    dataset = build_dataset(path, split, "valid", config.model.seq_length, training.seed)
+    dataset = build_dataset(
+        path, split, "valid", config.model.seq_length, training.seed, first_token=_first_token(config)
+    )
     needed = training.eval_iters * training.global_batch_size
     if dataset.num_samples < needed:
         raise UserError(
@@ -28,3 +40,17 @@ def valid_dataset(config: RunConfig) -> SampleSource | None:
             f"{dataset.num_samples // training.global_batch_size} or give more held-out data"
         )
     return dataset
+
+
+def _first_token(config: RunConfig) -> int | None:
+    """BOS with --bos-first, from --tokenizer or the shards' manifest; their tokenizers are known to be one."""
+    data = config.data
+    if not data.bos_first:
+        return None
+    manifests = (read_manifest(prefix) for prefix in parse_data_path(data.data_path)[1])
+    source = load_tokenizer(data.tokenizer) if data.tokenizer else next(filter(None, manifests), None)
+    if source is None:
+        raise UserError(f"--bos-first: {data.data_path[-1]} has no manifest that names BOS; give --tokenizer")
+    if source.bos_id is None:
+        raise UserError("--bos-first: the tokenizer of the shards has no BOS token; drop the flag")
+    return source.bos_id

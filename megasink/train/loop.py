@@ -149,7 +149,9 @@ def save(run: Run, skipped_steps: int) -> None:
     """A resumable checkpoint of the present step."""
     run.watchdog.beat(run.progress.step, "saving")
     run.progress.skipped_steps = skipped_steps
-    run.saver.save(vars(run.progress), run.engine.model, run.engine.engine)
+    progress = vars(run.progress)
+    stream = run.train.dataset.state(run.progress.consumed_samples)
+    run.saver.save(progress | {"data": stream}, run.engine.model, run.engine.engine)
     event = {"event": "save", "step": run.progress.step, "stall_s": run.saver.stall_s}
     _report(run, event)
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from megasink.checkpoint.run_checkpoint import complete_checkpoints, load_checkpoint, newest_intact, remove_leftovers
 from megasink.checkpoint.saver import CheckpointSaver
 from megasink.config import RunConfig
+from megasink.data.resume import resume_blend
 from megasink.errors import UserError
 from megasink.model.flops import num_parameters
 from megasink.model.llama import blocks_of
@@ -65,7 +66,8 @@ def _prepare(config: RunConfig, device: torch.device) -> Run:
     initial = None if config.checkpoint.load is None else _weights_folder(config.checkpoint.load)
     engine = agree(lambda: TrainEngine(config, layout, device, initial))
     saver = CheckpointSaver(folder.checkpoints, config, layout, folder.say)
-    progress = _resume_or_start(folder, config, layout, engine, saver)
+    batches = Batches(dataset, config, layout)
+    progress = _resume_or_start(folder, config, layout, engine, saver, batches)
 
     log = agree(lambda: _start_log(folder, config, progress), on_rank=0)
     if log is not None:
@@ -77,7 +79,7 @@ def _prepare(config: RunConfig, device: torch.device) -> Run:
         folder=folder,
         engine=engine,
         recorder=SinkRecorder(config.model, layout, blocks_of(engine.model)),
-        train=Batches(dataset, config, layout),
+        train=batches,
         valid=None if valid is None else Batches(valid, config, layout),
         saver=saver,
         watchdog=watchdog,
@@ -100,8 +102,14 @@ def _weights_folder(load: str) -> Path:
 
 
 def _resume_or_start(
-    folder: RunFolder, config: RunConfig, layout: ParallelLayout, engine: TrainEngine, saver: CheckpointSaver
+    folder: RunFolder,
+    config: RunConfig,
+    layout: ParallelLayout,
+    engine: TrainEngine,
+    saver: CheckpointSaver,
+    batches: Batches,
 ) -> Progress:
+    """How far the run is; `batches` goes on with the data from there."""
     checkpoint = newest_intact(folder.checkpoints, folder.say)
     if checkpoint is None:
         if dist.get_rank() == 0 and config.checkpoint.auto_resume and folder.metrics.exists():
@@ -110,6 +118,8 @@ def _resume_or_start(
         saver.save(vars(progress), engine.model, engine=None)
         return progress
     state = agree(lambda: load_checkpoint(checkpoint, config, layout, engine.engine))
+    if "data" in state:
+        batches.dataset = agree(lambda: resume_blend(state["data"], batches.dataset))
     return Progress(state["step"], state["consumed_samples"], state["consumed_tokens"], state.get("skipped_steps", 0))
 
 

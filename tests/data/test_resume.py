@@ -6,6 +6,7 @@ from collections import defaultdict
 import pytest
 
 from megasink.data.build import build_dataset
+from megasink.data.resume import resume_blend
 from megasink.errors import UserError
 from tests.data.shards import write_shards
 
@@ -18,7 +19,8 @@ def shards(tmp_path):
 
 
 def build(*data_path: str, resume: dict | None = None, seq_length: int = T, seed: int = 1, split: str | None = None):
-    return build_dataset(data_path, split, "train", seq_length, seed, resume=resume)
+    blend = build_dataset(data_path, split, "train", seq_length, seed)
+    return blend if resume is None else resume_blend(resume, blend)
 
 
 def through_json(state: dict) -> dict:
