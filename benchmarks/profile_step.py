@@ -14,12 +14,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from throughput.shapes import shape_named
-from throughput.trace import CATEGORIES, OPTIMIZER_RANGE, Kernel, busy_time, read_trace
 
 from megasink.config import RunConfig
 from megasink.config.checks import check_run
@@ -27,6 +25,7 @@ from megasink.config.cli import parse_cli
 from megasink.data.atomic import write_atomic
 from megasink.errors import run_cli
 from megasink.train.launch import init_environment
+from megasink.train.trace import read_trace, summarise, table
 
 
 @dataclass
@@ -80,11 +79,11 @@ def profile(own: ProfileConfig, config: RunConfig) -> dict:
     from megasink.stats.recorder import SinkRecorder
     from megasink.train.distributed import end_distributed, start_distributed
     from megasink.train.engine import TrainEngine
+    from megasink.train.profiler import optimizer_range
 
     device = start_distributed()
     engine = TrainEngine(config, build_layout(), device)
     recorder = SinkRecorder(config.model, engine.layout, blocks_of(engine.model))
-    _mark_optimizer(engine.engine.optimizer)
     generator = torch.Generator().manual_seed(0)
     length, vocabulary = config.model.seq_length, config.model.vocab_size
 
@@ -121,14 +120,14 @@ def profile(own: ProfileConfig, config: RunConfig) -> dict:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile(activities=activities) as profiler, optimizer_range(engine.engine.optimizer):
         for micro_batches in batches:
             step(micro_batches)
         wait()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
-        kernels, waits = read_trace(trace)
+        found = read_trace(trace)
         if own.keep_trace:
             Path(own.out).mkdir(parents=True, exist_ok=True)
             with open(trace, "rb") as plain, gzip.open(Path(own.out) / "trace.json.gz", "wb") as packed:
@@ -136,63 +135,8 @@ def profile(own: ProfileConfig, config: RunConfig) -> dict:
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     end_distributed()
-    return summarise(own, kernels, waits, statistics.median(times)) | {"device": where, "peak_gib": peak}
-
-
-def summarise(own: ProfileConfig, kernels: list[Kernel], waits: dict[str, int], step_seconds: float) -> dict:
-    """Sums per step: milliseconds per category, the slowest kernels, what the device idles, calls that wait."""
-    per_step = 1e-3 / own.steps
-    by_category, by_name = defaultdict(lambda: [0.0, 0]), defaultdict(lambda: [0.0, 0])
-    for kernel in kernels:
-        for sums in (by_category[kernel.category], by_name[kernel.name, kernel.category]):
-            sums[0] += kernel.duration * per_step
-            sums[1] += 1
-    slowest = sorted(by_name.items(), key=lambda item: -item[1][0])[: own.slowest]
-    return {
-        "settings": vars(own),
-        "step_ms": step_seconds * 1e3,
-        "busy_ms": busy_time(kernels) * per_step,
-        "categories": {
-            name: {"ms": by_category[name][0], "kernels": by_category[name][1] / own.steps}
-            for name in CATEGORIES
-            if name in by_category
-        },
-        "slowest": [
-            {"name": name, "category": category, "ms": total, "calls": count / own.steps}
-            for (name, category), (total, count) in slowest
-        ],
-        "host_waits": {name: count / own.steps for name, count in waits.items()},
-    }
-
-
-def table(result: dict) -> str:
-    """One screen."""
-    lines = [f"{'per step':<16}{'ms':>9}{'share':>8}{'kernels':>9}"]
-    step = result["step_ms"]
-    for name, sums in sorted(result["categories"].items(), key=lambda item: -item[1]["ms"]):
-        lines.append(f"{name:<16}{sums['ms']:>9.2f}{sums['ms'] / step:>8.1%}{sums['kernels']:>9.0f}")
-    idle = step - result["busy_ms"]
-    lines.append(f"{'idle':<16}{idle:>9.2f}{idle / step:>8.1%}")
-    lines.append(f"{'step':<16}{step:>9.2f}   (without profiler; kernels overlap where the sum exceeds it)")
-    waits = ", ".join(f"{name} {count:.1f}" for name, count in result["host_waits"].items())
-    lines.append(f"host waits per step: {waits or 'none'}")
-    lines.append("")
-    for entry in result["slowest"]:
-        lines.append(f"{entry['ms']:>8.2f} ms{entry['calls']:>6.0f}x  {entry['category']:<14} {entry['name'][:88]}")
-    return "\n".join(lines)
-
-
-def _mark_optimizer(optimizer) -> None:
-    """Give the engine's optimizer step (norm, clipping, update, casts) a range of its own in the trace."""
-    import torch
-
-    plain_step = optimizer.step
-
-    def step(*args, **kwargs):
-        with torch.profiler.record_function(OPTIMIZER_RANGE):
-            return plain_step(*args, **kwargs)
-
-    optimizer.step = step
+    summary = summarise(found, own.steps, statistics.median(times), own.slowest)
+    return {"settings": vars(own), "device": where, "peak_gib": peak} | summary
 
 
 if __name__ == "__main__":

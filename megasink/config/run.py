@@ -245,7 +245,7 @@ class LoggingConfig:
     run_name: str | None = None
     """Name of the run; default: the run folder's name."""
     profile: int = 0
-    """Once warm, profile so many steps on rank 0: a trace and a table of where time goes, into SAVE/profile; 0: none."""
+    """Once warm, profile so many steps on rank 0: a trace and a table of where time goes, in SAVE/profile; 0: none."""
     memory_snapshot: bool = False
     """Record allocations over the profiled steps (3 without --profile), for pytorch.org/memory_viz; needs a GPU."""
 

@@ -48,7 +48,12 @@ def lost_rank(error: Exception) -> str | None:
     torn = isinstance(error, (dist.DistBackendError, dist.DistNetworkError)) or (
         isinstance(error, RuntimeError) and ("gloo" in text or "Connection " in text or "Timed out waiting" in text)
     )
-    return text.splitlines()[0].split("] ", 1)[-1] if torn and text else None
+    return text.splitlines()[0].split("] ", 1)[-1].split(". ")[0] if torn and text else None
+
+
+def timed_out(error: Exception) -> bool:
+    """Whether this error says that a collective operation took longer than the time-out."""
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("timed out", "timeout"))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from megasink.train.engine import Batch, TrainEngine
 from megasink.train.flops import model_flops_utilisation
 from megasink.train.late import LateMaximum
 from megasink.train.optimizer import learning_rate
+from megasink.train.profiler import StepProfiler
 from megasink.train.replicas import differing_parameter
 from megasink.train.run_folder import RunFolder
 from megasink.train.run_log import RunLog
@@ -57,6 +58,7 @@ class Run:
     valid: Batches | None
     saver: CheckpointSaver
     watchdog: Watchdog
+    stop: StopRequest
     log: RunLog | None
     progress: Progress
 
@@ -65,7 +67,7 @@ def train(run: Run) -> int:
     """From run.progress to train_iters, or until a stop is agreed; ends with a checkpoint. Returns the exit code."""
     config, progress = run.config, run.progress
     training = config.training
-    stop = StopRequest(training.exit_duration_in_mins)
+    run.stop.heed_interrupt()
     across_ranks = LateMaximum(run.device)
     numbers = BadNumbers(
         training.max_skipped_steps, training.global_batch_size, progress.skipped_steps, functools.partial(_report, run)
@@ -74,15 +76,18 @@ def train(run: Run) -> int:
     saved_at = first = progress.step
     straggler = StragglerReport(run.device, functools.partial(_report, run))
     meter = _Meter(run)
+    profiler = _profiler(run)
 
     while progress.step < training.train_iters:
-        maxima = across_ranks.exchange([stop.wanted(), -run.saver.finished])
+        maxima = across_ranks.exchange([run.stop.wanted(), -run.saver.finished])
         if maxima is not None:
             stopped = bool(maxima[0])
             run.saver.settle(finished_everywhere=-int(maxima[1]))
         diverged = numbers.check(before=progress.step)
         if stopped or diverged:
             break
+        with meter.paused():
+            profiler.before_step(progress.step)
         run.watchdog.beat(progress.step, "first step" if progress.step == first else "training")
         lr = learning_rate(progress.step, training.train_iters, config.optimizer)
         began = time.monotonic()
@@ -115,6 +120,9 @@ def train(run: Run) -> int:
                 save(run, numbers.skipped)
             saved_at = progress.step
 
+    profiler.close(progress.step)
+    if stopped and run.log is not None:
+        run.log.say(f"megasink: {run.stop.reason or 'another rank was asked to stop'}; saving step {progress.step}")
     diverged = numbers.check(before=progress.step + 1)
     if saved_at != progress.step:
         save(run, numbers.skipped)
@@ -129,7 +137,7 @@ def train(run: Run) -> int:
         return exit_codes.FINISHED
     if run.log is not None:
         run.log.say(
-            f"Stopped after step {progress.step} ({stop.reason or 'another rank asked'}); saved. "
+            f"Stopped after step {progress.step} ({run.stop.reason or 'another rank asked'}); saved. "
             "Go on with --auto-resume."
         )
     return exit_codes.STOPPED
@@ -196,6 +204,14 @@ def _train_step(run: Run, batch: Batch, lr: float) -> torch.Tensor:
         if run.log is not None:
             run.log.log_sinks(report)
     return loss
+
+
+def _profiler(run: Run) -> StepProfiler:
+    """It has something to do on rank 0 only."""
+    logging = run.config.logging
+    steps, memory = (0, False) if run.log is None else (logging.profile, logging.memory_snapshot)
+    folder = run.folder.path / "profile"
+    return StepProfiler(folder, steps, memory, run.device, run.engine.engine.optimizer, run.folder.say)
 
 
 def _gradient_norm(run: Run) -> float | torch.Tensor | None:

@@ -1,6 +1,7 @@
 """A JSON-lines file that survives a killed run and a full disk."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from megasink.train.run_folder import write_text
 
 class RecordFile:
     """Appends records that have a `step`; those of steps after `last_step`, left by a killed run, are dropped first.
+
+    NaN and infinity, which JSON has no word for, become null.
 
     While nothing can be written, records wait in memory; `say` gets one line about it.
     """
@@ -26,7 +29,7 @@ class RecordFile:
 
     def append(self, record: dict) -> None:
         self._waiting.append(record)
-        lines = "".join(json.dumps(waiting) + "\n" for waiting in self._waiting)
+        lines = "".join(json.dumps(_strict(waiting), allow_nan=False) + "\n" for waiting in self._waiting)
         try:
             with open(self.path, "ab") as file:
                 before = file.tell()
@@ -42,6 +45,12 @@ class RecordFile:
                 self.say(f"megasink: {self.path}: {error.strerror}; its records wait in memory, the run goes on")
         else:
             self._waiting.clear()
+
+
+def _strict(record: dict) -> dict:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()
+    }
 
 
 def _step_of(line: str) -> float:

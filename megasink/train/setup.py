@@ -18,12 +18,12 @@ from megasink.stats.recorder import SinkRecorder
 from megasink.train.agree import agree
 from megasink.train.batches import Batches
 from megasink.train.datasets import train_dataset, valid_dataset
-from megasink.train.distributed import end_distributed, start_distributed
+from megasink.train.distributed import end_distributed, start_distributed, timed_out
 from megasink.train.engine import TrainEngine
 from megasink.train.loop import Progress, Run, train
 from megasink.train.run_folder import RunFolder
 from megasink.train.run_log import RunLog
-from megasink.train.stop import ignore_signals
+from megasink.train.stop import StopRequest, ignore_signals
 from megasink.train.vocabulary import resolve_vocab_size
 from megasink.train.watchdog import Watchdog
 
@@ -33,10 +33,16 @@ LOCK_PATIENCE_S = 120.0
 
 def run_training(config: RunConfig) -> int:
     """Train to the end, or to a requested stop; returns the exit code. Every rank of the job calls this."""
+    stop = StopRequest(config.training.exit_duration_in_mins)
     device = start_distributed(config.training.distributed_timeout_in_mins)
     try:
-        run = _prepare(config, device)
-        exit_code = train(run)
+        run = _prepare(config, device, stop)
+        try:
+            exit_code = train(run)
+        except RuntimeError as error:
+            if timed_out(error):
+                run.watchdog.report()
+            raise
         run.watchdog.close()
         if run.log is not None:
             run.log.close()
@@ -47,7 +53,7 @@ def run_training(config: RunConfig) -> int:
         end_distributed()
 
 
-def _prepare(config: RunConfig, device: torch.device) -> Run:
+def _prepare(config: RunConfig, device: torch.device, stop: StopRequest) -> Run:
     config.model.vocab_size = agree(lambda: resolve_vocab_size(config))
     dataset = agree(lambda: train_dataset(config))
     valid = agree(lambda: valid_dataset(config))
@@ -83,6 +89,7 @@ def _prepare(config: RunConfig, device: torch.device) -> Run:
         valid=None if valid is None else Batches(valid, config, layout),
         saver=saver,
         watchdog=watchdog,
+        stop=stop,
         log=log,
         progress=progress,
     )

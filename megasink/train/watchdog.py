@@ -13,28 +13,37 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from megasink.train.exit_codes import BROKEN
+from megasink.train.run_folder import write_text
 
 FIRST_STEP_FACTOR = 10.0
 """For the first step, which compiles and fills caches, and for saving."""
 GATHERING_S = 10.0
-"""How long the ranks' reports are waited for."""
+"""How long the ranks' reports, and then the summary of them, are waited for (the step time-out, if that is less)."""
+SUMMARY_FILE = "summary.txt"
 
 
 class Watchdog:
-    """One per rank. `timeout_s` = 0 switches it off."""
+    """One per rank, made by all together. `timeout_s` = 0 switches it off.
 
-    def __init__(self, folder: Path, timeout_s: float):
-        self.folder = folder
+    Reports go to `hangs/START_TIME`: not to one folder a step, since ranks may differ by a step.
+    """
+
+    def __init__(self, hangs: Path, timeout_s: float):
+        started = [time.strftime("%Y%m%dT%H%M%S")]
+        dist.broadcast_object_list(started, src=0)
+        self.folder = hangs / started[0]
         self.timeout_s = timeout_s
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._main_thread = threading.get_ident()
         self._closed = threading.Event()
+        self._reporting, self._reported = threading.Lock(), False
         self.beat(0, "starting")
         if timeout_s > 0:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -57,28 +66,37 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._closed.wait(min(1.0, self.timeout_s / 4)):
-            since, step, phase = self._latest
+            since, _, phase = self._latest
             if time.monotonic() - since > self._limit(phase):
-                with contextlib.suppress(Exception):  # whatever fails here, the process must end
-                    self._report(step, phase, time.monotonic() - since)
+                self.report()
                 os._exit(BROKEN)
 
+    def report(self) -> None:
+        """What this rank is doing, and on the first that reports what all are; the caller then ends the process."""
+        with self._reporting, contextlib.suppress(Exception):  # whatever fails here, the process must end
+            if not self._reported:
+                self._reported = True
+                since, step, phase = self._latest
+                self._report(step, phase, time.monotonic() - since)
+
     def _report(self, step: int, phase: str, silent_s: float) -> None:
-        reports = self.folder / f"after_step_{step:08d}"
+        patience_s = min(GATHERING_S, self.timeout_s or GATHERING_S)
+        reports = self.folder
         reports.mkdir(parents=True, exist_ok=True)
         with open(reports / f"rank_{self.rank:05d}.stacks.txt", "w", encoding="utf-8") as file:
             faulthandler.dump_traceback(file, all_threads=True)
         _write_flight_record(reports / f"rank_{self.rank:05d}.collectives.json")
         own = reports / f"rank_{self.rank:05d}.json"
         described = {"step": step, "phase": phase, "silent_s": silent_s, "where": self._where()}
-        temporary = own.with_suffix(".tmp")
-        temporary.write_text(json.dumps(described), encoding="utf-8")
-        temporary.replace(own)
-        deadline = time.monotonic() + GATHERING_S
-        while len(found := sorted(reports.glob("rank_?????.json"))) < self.world_size and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if found and found[0] == own:
-            print("\n".join(summary(found, self.world_size, silent_s)), file=sys.stderr, flush=True)
+        write_text(own, json.dumps(described))
+        _wait_for(lambda: len(list(reports.glob("rank_?????.json"))) == self.world_size, patience_s)
+        found = sorted(reports.glob("rank_?????.json"))
+        if found[0] == own:
+            lines = "\n".join(summary(found, self.world_size, silent_s))
+            print(lines, file=sys.stderr, flush=True)
+            write_text(reports / SUMMARY_FILE, lines + "\n")
+        else:  # the end of one process tears the others out of their waiting, the one that summarises too
+            _wait_for((reports / SUMMARY_FILE).exists, patience_s)
 
     def _where(self) -> str:
         """Innermost line of the main thread, and innermost line of megasink in it."""
@@ -108,6 +126,12 @@ def summary(found: list[Path], world_size: int, silent_s: float) -> list[str]:
     for (step, phase, where), ranks in sorted(places.items(), key=lambda item: (len(item[1]), item[0][0])):
         lines.append(f"megasink:   rank {_listed(ranks)}: after step {step}, {phase}, in {where}")
     return lines
+
+
+def _wait_for(condition: Callable[[], bool], patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _listed(ranks: list[int]) -> str:

@@ -4,11 +4,13 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from megasink.checkpoint.manifest import find_damage
 from tests.helpers.jobs import TINY, Job, Outcome, losses, metrics_without_times
 
 STEPS, SAVE_INTERVAL = 10, 3
@@ -16,10 +18,14 @@ PROGRAM = "from tests.faults.inject import run; run()"
 FLAGS = ["--train-iters", STEPS, "--save-interval", SAVE_INTERVAL, "--tensor-model-parallel-size", 2, "--auto-resume"]
 
 
-def job(run: Path, tokens: Path, *flags: object, fault: dict | None = None, ranks: int = 2) -> Outcome:
+def start(run: Path, tokens: Path, *flags: object, fault: dict | None = None, ranks: int = 2) -> Job:
     environ = {"FAULT": json.dumps(fault or {})}
     words = [*TINY, "--data-path", tokens, "--save", run, *FLAGS, *flags]
-    return Job(*words, ranks=ranks, program=PROGRAM, environ=environ).wait()
+    return Job(*words, ranks=ranks, program=PROGRAM, environ=environ)
+
+
+def job(*arguments, **more) -> Outcome:
+    return start(*arguments, **more).wait()
 
 
 def steps_of(run: Path) -> list[int]:
@@ -98,29 +104,83 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(tokens, tmp_path
     assert (event["step"], event["first_sample"], event["last_sample"]) == (3, 8, 11)
     assert outcome.lines("megasink: step 3: loss nan")
     assert losses(run)[:2] == losses(undisturbed)[:2]
-    assert all(loss == loss for loss in losses(run)[3:])  # weights and moments stayed finite
+    assert losses(run)[2] is None and None not in losses(run)[3:]  # weights and moments stayed finite
     state = json.loads((run / "checkpoints" / "step_00000003" / "state.json").read_text())
     assert (state["skipped_steps"], state["consumed_samples"]) == (1, 12)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1])
-def test_too_many_such_steps_end_the_run_with_a_checkpoint_and_a_diagnosis(tokens, tmp_path, zero_stage):
+@pytest.mark.parametrize(
+    ("zero_stage", "where", "found"),
+    [
+        (0, {}, "the forward pass is finite, the backward pass is not from layer 1"),
+        (1, {}, "the forward pass is finite, the backward pass is not from layer 1"),
+        (1, {"layer": 1}, "the forward pass is not finite from layer 1 on"),
+    ],
+)
+def test_too_many_such_steps_end_the_run_with_a_checkpoint_and_a_diagnosis(tokens, tmp_path, zero_stage, where, found):
     run = tmp_path / "run"
     flags = ["--max-skipped-steps", 2, "--tensor-model-parallel-size", 1, "--zero-stage", zero_stage]
-    outcome = job(run, tokens, *flags, fault={"kind": "nan", "at": 4, "until": STEPS}, ranks=1)
+    outcome = job(run, tokens, *flags, fault={"kind": "nan", "at": 4, "until": STEPS} | where, ranks=1)
     assert outcome.codes == [77], outcome.output
-    assert steps_of(run)[-1] == events(run, "diverged")[0]["step"] < STEPS
-    assert "all weights are finite; the forward pass is finite, the backward pass is not from layer 1" in outcome.output
+    (diverged,) = events(run, "diverged")
+    assert steps_of(run)[-1] == diverged["step"] < STEPS
+    assert diverged["diagnosis"].startswith(f"all weights are finite; {found}") and found in outcome.output
 
 
 def test_a_rank_that_hangs_ends_the_job_and_is_named(tokens, tmp_path):
-    outcome = job(tmp_path, tokens, "--step-timeout-in-mins", 0.3, fault={"kind": "sleep", "rank": 1, "at": 2})
+    outcome = job(tmp_path, tokens, "--step-timeout-in-mins", 0.1, fault={"kind": "sleep", "rank": 1, "at": 2})
     assert outcome.codes == [76, 76], outcome.output
     assert outcome.lines("megasink: no progress for")
     (late,) = outcome.lines("megasink:   rank 1: after step 2, training, in ")
     assert "inject.py" in late
-    stacks = tmp_path / "hangs" / "after_step_00000002" / "rank_00001.stacks.txt"
-    assert "inject.py" in stacks.read_text()
+    (hang,) = (tmp_path / "hangs").iterdir()
+    assert "inject.py" in (hang / "rank_00001.stacks.txt").read_text()
+    assert late in (hang / "summary.txt").read_text()
+
+
+def test_a_frozen_rank_is_the_one_nothing_is_heard_from(tokens, tmp_path):
+    frozen = start(tmp_path, tokens, "--step-timeout-in-mins", 0.1, fault={"kind": "stop", "rank": 1, "at": 2})
+    frozen.ranks[0].join(60.0)
+    frozen.ranks[1].kill()  # nothing else ends a stopped process
+    outcome = frozen.wait()
+    assert outcome.codes == [76, -9], outcome.output
+    assert outcome.lines("megasink:   rank 1: nothing heard (frozen or dead): suspect this one"), outcome.output
+    assert outcome.lines("megasink:   rank 0: after step 2, training, in ")
+
+
+def test_a_collective_that_times_out_ends_the_job_and_the_silent_rank_is_named(tokens, tmp_path):
+    flags = ["--step-timeout-in-mins", 0, "--distributed-timeout-in-mins", 0.1]
+    hanging = start(tmp_path, tokens, *flags, fault={"kind": "sleep", "rank": 1, "at": 2})
+    hanging.ranks[0].join(60.0)
+    hanging.ranks[1].kill()  # as a launcher does
+    outcome = hanging.wait()
+    assert outcome.codes == [76, -9], outcome.output
+    assert outcome.lines("megasink:   rank 1: nothing heard (frozen or dead): suspect this one"), outcome.output
+    (hang,) = (tmp_path / "hangs").iterdir()
+    assert "train_batch" in (hang / "rank_00000.stacks.txt").read_text()
+    assert json.loads((hang / "rank_00000.collectives.json").read_text())
+
+
+def test_orphaned_ranks_keep_the_folder_until_they_end_and_write_into_no_other_job(tokens, tmp_path, undisturbed):
+    """A lost node's ranks live on for a while: one holds the lock, the other is in the middle of a save."""
+    run = tmp_path / "run"
+    orphans = start(run, tokens, fault={"kind": "stop_after_file", "rank": 1, "at": 1})
+    orphans.until(lambda: is_stopped(orphans.ranks[1].pid))
+    os.kill(orphans.ranks[0].pid, signal.SIGSTOP)
+    following = start(run, tokens)
+    following.until_said(f"megasink: waiting for another job to leave {run}")
+    os.kill(orphans.ranks[0].pid, signal.SIGKILL)
+    finished = following.wait()
+    assert finished.codes == [0, 0], finished.output
+    os.kill(orphans.ranks[1].pid, signal.SIGCONT)
+    assert orphans.wait().codes == [-9, 76]
+    assert metrics_without_times(run) == metrics_without_times(undisturbed)
+    assert all(find_damage(run / "checkpoints" / f"step_{step:08d}") is None for step in steps_of(run))
+    assert steps_of(run) == steps_of(undisturbed)
+
+
+def is_stopped(process: int) -> bool:
+    return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
 
 
 def test_a_full_disk_leaves_old_checkpoints_and_lets_the_run_go_on(tokens, tmp_path):

@@ -4,14 +4,17 @@ import json
 import os
 import shlex
 import socket
-import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from megasink.data.indexed import IndexedDatasetWriter
+from tests.helpers.forking import FORK_SERVER
 
 ROOT = Path(__file__).parents[2]
 RANK_PROGRAM = "from megasink.train import main; main()"
@@ -45,7 +48,10 @@ class Outcome:
 
 
 class Job:
-    """`megasink.train.main` (or another program) on every rank, started at once."""
+    """`megasink.train.main` (or another program) on every rank, started at once.
+
+    Each rank is a process of its own, forked from one that has imported torch and DeepSpeed already.
+    """
 
     def __init__(
         self, *flags: object, ranks: int = 1, program: str = RANK_PROGRAM, environ: dict[str, str] | None = None
@@ -53,30 +59,65 @@ class Job:
         common = os.environ | {
             "WORLD_SIZE": str(ranks),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "0" if ranks == 1 else str(_free_port()),
+            "MASTER_PORT": "0" if ranks == 1 else str(free_port()),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
         }
-        command = [sys.executable, "-u", "-c", program, *map(str, flags)]
-        self.ranks = [
-            subprocess.Popen(
-                command,
-                env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | (environ or {}),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(ranks)
-        ]
+        self._folder = tempfile.TemporaryDirectory(prefix="megasink-job-")
+        self._said = [Path(self._folder.name) / f"{rank}.txt" for rank in range(ranks)]
+        words = [str(flag) for flag in flags]
+        self.ranks = []
+        for rank, said in enumerate(self._said):
+            variables = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | (environ or {})
+            self.ranks.append(FORK_SERVER.Process(target=_run_rank, args=(program, words, variables, str(said))))
+            self.ranks[-1].start()
+
+    def ended(self) -> bool:
+        """Whether any rank has."""
+        return any(rank.exitcode is not None for rank in self.ranks)
+
+    def until_said(self, text: str, timeout: float = 120.0) -> None:
+        """Return when a rank has said this."""
+        self.until(lambda: any(said.exists() and text in said.read_text() for said in self._said), timeout)
+
+    def until(self, condition: Callable[[], bool], timeout: float = 120.0) -> None:
+        """Look again and again until it holds; a job that ends before, or a time-out, fails the test."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if self.ended() or time.monotonic() > deadline:
+                raise AssertionError(self.wait(1.0).output)
+            time.sleep(0.005)
 
     def wait(self, timeout: float = 600.0) -> Outcome:
         """Until every rank has ended; a rank that outlives `timeout` seconds fails the test."""
+        deadline = time.monotonic() + timeout
         try:
-            output = "".join(rank.communicate(timeout=timeout)[0] for rank in self.ranks)
+            for rank in self.ranks:
+                rank.join(max(0.0, deadline - time.monotonic()))
+            late = [number for number, rank in enumerate(self.ranks) if rank.exitcode is None]
         finally:
             for rank in self.ranks:
                 rank.kill()
-        return Outcome([rank.returncode for rank in self.ranks], output)
+                rank.join()
+        output = "".join(said.read_text(errors="replace") for said in self._said if said.exists())
+        self._folder.cleanup()
+        if late:
+            raise TimeoutError(f"ranks {late} did not end within {timeout:.0f} s\n{output}")
+        return Outcome([rank.exitcode for rank in self.ranks], output)
+
+
+def _run_rank(program: str, flags: list[str], environ: dict[str, str], said: str) -> None:
+    """In a new process: what `python -u -c program flags` does."""
+    os.environ.clear()
+    os.environ.update(environ)
+    with open(said, "wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)
+    sys.argv = ["-c", *flags]
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # OMP_NUM_THREADS comes too late for it
+    exec(program, {"__name__": "__main__"})
 
 
 def train(*flags: object, ranks: int = 1, expect: int = 0, **more) -> Outcome:
@@ -101,7 +142,8 @@ def losses(run: Path) -> list[float]:
     return [record["loss"] for record in metrics(run)]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

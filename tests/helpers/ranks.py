@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.helpers.forking import FORK_SERVER
+
 
 def run_ranks(world_size: int, function: Callable, *args: Any) -> list[Any]:
     """function(*args) on every rank of a fresh gloo world; returns what each rank returned, in rank order.
@@ -18,7 +20,11 @@ def run_ranks(world_size: int, function: Callable, *args: Any) -> list[Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(
-            _run_one, (world_size, folder, function, args), nprocs=world_size, start_method="spawn", join=True
+            _run_one,
+            (world_size, folder, function, args),
+            nprocs=world_size,
+            start_method=FORK_SERVER.get_start_method(),
+            join=True,
         )
         return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(world_size)]
 

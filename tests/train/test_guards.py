@@ -19,6 +19,7 @@ from megasink.train.record_file import RecordFile
 from megasink.train.stop import SIGNALS, StopRequest
 from megasink.train.straggler import StragglerReport
 from megasink.train.watchdog import summary
+from tests.helpers.forking import FORK_SERVER
 from tests.helpers.ranks import run_ranks
 
 
@@ -58,7 +59,9 @@ def test_a_loss_far_above_the_ones_before_is_a_spike_and_noise_is_not():
     noise = np.random.default_rng(0).normal(3.0, 0.02, SPIKE_WINDOW + 50).tolist()
     assert followed(noise)[1] == []
     _, events, _ = followed([*noise, 4.0])
-    assert [(event["event"], event["step"]) for event in events] == [("loss_spike", len(noise) + 1)]
+    (spike,) = events
+    assert (spike["event"], spike["step"], spike["loss"]) == ("loss_spike", len(noise) + 1, 4.0)
+    assert (spike["first_sample"], spike["last_sample"]) == (4 * len(noise), 4 * len(noise) + 3)
 
 
 @pytest.fixture
@@ -72,10 +75,26 @@ def handlers():
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_a_wish(handlers, number):
     stop = StopRequest(None)
+    stop.heed_interrupt()
     assert not stop.wanted()
     signal.raise_signal(number)
     signal.raise_signal(number)  # a launcher's second of the same moment changes nothing
     assert stop.wanted() and stop.reason == f"received {number.name}"
+
+
+def insist(pause_s: float) -> None:
+    stop = StopRequest(None, insistence_s=pause_s)
+    for _ in range(2):
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.wanted()
+
+
+@pytest.mark.parametrize(("pause_s", "code"), [(-1.0, -signal.SIGTERM), (3600.0, 0)])
+def test_a_later_signal_ends_the_process_at_once(pause_s, code):
+    process = FORK_SERVER.Process(target=insist, args=(pause_s,))
+    process.start()
+    process.join()
+    assert process.exitcode == code
 
 
 def test_the_time_limit_is_a_wish(handlers):
@@ -99,24 +118,33 @@ def test_records_wait_while_the_disk_is_full_and_a_torn_line_is_taken_back(tmp_p
     assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
 
 
-def slow_second_rank(readings: int) -> tuple[dict, list[dict]]:
-    """Both ranks' report, the second one's work taking ten times as long."""
+def test_what_is_not_finite_is_null_since_json_knows_no_nan(tmp_path):
+    records = RecordFile(tmp_path / "m.jsonl", 0, print)
+    records.append({"step": 1, "loss": math.nan, "grad_norm": math.inf, "lr": 0.5})
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    line = json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=refuse)
+    assert line == {"step": 1, "loss": None, "grad_norm": None, "lr": 0.5}
+
+
+def slow_second_rank(readings: int) -> tuple[list[dict], list[dict]]:
+    """Both ranks' readings and events, the second one's work taking ten times as long."""
     events: list[dict] = []
     straggler = StragglerReport(torch.device("cpu"), lambda event, text: events.append(event))
     seconds = 0.1 if dist.get_rank() == 1 else 0.01
     straggler._timed_work = lambda: seconds
     straggler.data_wait_s = 4.0 * dist.get_rank()
-    for reading in range(readings):
-        result = straggler.read(step=reading, steps=2)
-    return result, events
+    return [straggler.read(step=reading, steps=2) for reading in range(readings)], events
 
 
 def test_a_slow_rank_is_named_by_all_after_three_readings():
-    for result, events in run_ranks(2, slow_second_rank, 3):
-        assert result["slowest_rank"] == 1 and result["slowest_over_median"] == pytest.approx(10)
+    for readings, events in run_ranks(2, slow_second_rank, 3):
+        assert [reading["slowest_rank"] for reading in readings] == [1, 1, 1]
+        assert readings[0]["slowest_over_median"] == pytest.approx(10)
+        assert [reading["data_wait_s"] for reading in readings] == [2.0, 0.0, 0.0]
         assert [(event["step"], event["rank"]) for event in events] == [(2, 1)]
-    for result, events in run_ranks(2, slow_second_rank, 1):
-        assert result["data_wait_s"] == 2.0 and events == []
 
 
 def report(**not_finite):

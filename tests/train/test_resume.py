@@ -16,11 +16,11 @@ FLAGS = shlex.split(
 )
 
 
-@pytest.fixture(scope="module")
-def whole_and_halves(tokens, tmp_path_factory):
-    """The same six steps on two data-parallel ranks under ZeRO-1, in one piece and in two halves."""
+@pytest.fixture(scope="module", params=[0, 1, 2, 3], ids="ZeRO-{}".format)
+def whole_and_halves(request, tokens, tmp_path_factory):
+    """The same six steps on two data-parallel ranks, in one piece and in two halves."""
     folder = tmp_path_factory.mktemp("resume")
-    flags = ["--data-path", tokens, *FLAGS]
+    flags = ["--data-path", tokens, *FLAGS, "--zero-stage", request.param]
     train(*flags, "--save", folder / "whole", "--train-iters", 6, ranks=2)
     train(*flags, "--save", folder / "halves", "--train-iters", 3, ranks=2)
     # what a killed job leaves: lines after its last checkpoint, the last one torn

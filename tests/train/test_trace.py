@@ -3,7 +3,17 @@
 import json
 
 import pytest
-from throughput.trace import OPTIMIZER_RANGE, Kernel, busy_time, category_of, read_trace
+
+from megasink.train.trace import (
+    DATA_RANGE,
+    OPTIMIZER_RANGE,
+    Kernel,
+    Trace,
+    busy_time,
+    category_of,
+    read_trace,
+    summarise,
+)
 
 
 @pytest.mark.parametrize(
@@ -15,6 +25,8 @@ from throughput.trace import OPTIMIZER_RANGE, Kernel, busy_time, category_of, re
         ("triton_poi_fused__to_copy_add_cat_mul_neg_1", "rope"),
         ("triton_poi_fused_mul_silu_silu_backward_2", "swiglu"),
         ("triton_red_fused__log_softmax_nll_loss_forward_0", "cross entropy"),
+        ("ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "communication"),
+        ("gloo:all_reduce", "communication"),
         ("Memcpy HtoD (Pinned -> Device)", "copies"),
         ("triton_poi_fused__to_copy_add_7", "other"),
     ],
@@ -35,6 +47,7 @@ def test_kernels_take_the_ranges_of_their_launch(tmp_path):
     events = [
         event("user_annotation", OPTIMIZER_RANGE, 0, 10, 1),
         event("cpu_op", "aten::mul", 1, 2, 1),
+        event("user_annotation", DATA_RANGE, 20, 6, 1),
         event("cuda_runtime", "cudaLaunchKernel", 2, 1, 1, correlation=5),
         event("cuda_runtime", "cudaLaunchKernel", 12, 1, 1, correlation=6),
         event("cuda_runtime", "cudaStreamSynchronize", 13, 1, 1),
@@ -42,9 +55,17 @@ def test_kernels_take_the_ranges_of_their_launch(tmp_path):
         event("kernel", "elementwise", 30, 3, 7, correlation=5),
     ]
     (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": events}))
-    kernels, waits = read_trace(tmp_path / "trace.json")
-    assert [(kernel.category, kernel.duration) for kernel in kernels] == [("optimizer", 3), ("other", 4)]
-    assert waits == {"cudaStreamSynchronize": 1}
+    trace = read_trace(tmp_path / "trace.json")
+    assert [(kernel.category, kernel.duration) for kernel in trace.kernels] == [("optimizer", 3), ("other", 4)]
+    assert trace.host_waits == {"cudaStreamSynchronize": 1} and trace.data_wait == 6
+
+
+def test_sums_are_per_step():
+    kernels = [Kernel("a", "matmul", 0, 1000), Kernel("a", "matmul", 2000, 3000), Kernel("b", "norm", 2500, 500)]
+    found = summarise(Trace(kernels, {"wait": 4}, data_wait=600), steps=2, step_seconds=0.005)
+    assert found["categories"] == {"matmul": {"ms": 2.0, "kernels": 1.0}, "norm": {"ms": 0.25, "kernels": 0.5}}
+    assert (found["busy_ms"], found["step_ms"], found["data_wait_ms"]) == (2.0, 5.0, 0.3)
+    assert found["host_waits"] == {"wait": 2.0} and found["slowest"][0]["name"] == "a"
 
 
 def test_busy_time_counts_overlap_once():

@@ -1,4 +1,4 @@
-"""Kernel time by category, from a Chrome trace of torch.profiler."""
+"""Where a step's time went, from a Chrome trace of torch.profiler: kernel time by category, waits, a table."""
 
 import bisect
 import json
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OPTIMIZER_RANGE = "megasink::optimizer"
+DATA_RANGE = "megasink::data"
+"""The host's wait for a batch."""
 
 # The first match of a kernel's own name decides. Compiled kernels are named after the operators fused into them, for
 # example triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_3, so words here are also operators that give a kernel away.
 _BY_KERNEL = [
+    ("communication", ("nccl", "gloo:", "c10d::", "record_param_comms")),
     ("attention", ("flash", "fmha", "sdpa", "cudnn_generated", "attention", "flex")),
     ("matmul", ("gemm", "nvjet", "cutlass", "cublas", "splitk", "triton_tem")),
     ("cross entropy", ("cross_entropy", "logsumexp", "nll", "softmax", "amax", "masked_fill", "scatter")),
@@ -46,6 +49,18 @@ class Kernel:
     duration: float
 
 
+@dataclass
+class Trace:
+    """What a trace holds of some steps."""
+
+    kernels: list[Kernel]
+    """In order of start."""
+    host_waits: dict[str, int]
+    """How often each call that makes the host wait was made."""
+    data_wait: float
+    """Microseconds in which the host waited for data."""
+
+
 def category_of(kernel: str, ranges: tuple[str, ...] = ()) -> str:
     """Of a kernel by its name, else by the profiler ranges around its launch (outermost first).
 
@@ -60,11 +75,8 @@ def category_of(kernel: str, ranges: tuple[str, ...] = ()) -> str:
     return "other"
 
 
-def read_trace(path: Path) -> tuple[list[Kernel], dict[str, int]]:
-    """Kernels in order of start, and how often each call that makes the host wait was made.
-
-    On a machine without a GPU the operators that contain no other stand in for kernels.
-    """
+def read_trace(path: Path) -> Trace:
+    """Of a Chrome trace. On a machine without a GPU the operators that contain no other stand in for kernels."""
     events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("ph") == "X"]
     host = [event for event in events if event.get("cat") in ("cpu_op", "user_annotation")]
     device = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
@@ -85,7 +97,56 @@ def read_trace(path: Path) -> tuple[list[Kernel], dict[str, int]]:
     for event in events:
         if event["name"] in _SYNCHRONISING:
             waits[event["name"]] += 1
-    return sorted(kernels, key=lambda kernel: kernel.start), dict(waits)
+    data_wait = sum(event["dur"] for event in host if event["name"] == DATA_RANGE)
+    return Trace(sorted(kernels, key=lambda kernel: kernel.start), dict(waits), data_wait)
+
+
+def summarise(trace: Trace, steps: int, step_seconds: float, slowest: int = 12) -> dict:
+    """Per step: milliseconds by category, the slowest kernels, what the device idles, calls that wait.
+
+    Args:
+        step_seconds: of a step without the profiler.
+    """
+    per_step = 1e-3 / steps
+    by_category, by_name = defaultdict(lambda: [0.0, 0]), defaultdict(lambda: [0.0, 0])
+    for kernel in trace.kernels:
+        for sums in (by_category[kernel.category], by_name[kernel.name, kernel.category]):
+            sums[0] += kernel.duration * per_step
+            sums[1] += 1
+    ordered = sorted(by_name.items(), key=lambda item: -item[1][0])
+    return {
+        "steps": steps,
+        "step_ms": step_seconds * 1e3,
+        "busy_ms": busy_time(trace.kernels) * per_step,
+        "data_wait_ms": trace.data_wait * per_step,
+        "categories": {
+            name: {"ms": by_category[name][0], "kernels": by_category[name][1] / steps}
+            for name in CATEGORIES
+            if name in by_category
+        },
+        "slowest": [
+            {"name": name, "category": category, "ms": total, "calls": count / steps}
+            for (name, category), (total, count) in ordered[:slowest]
+        ],
+        "host_waits": {name: count / steps for name, count in trace.host_waits.items()},
+    }
+
+
+def table(summary: dict) -> str:
+    """What `summarise` found, on one screen."""
+    step = summary["step_ms"]
+    idle = max(0.0, step - summary["busy_ms"])
+    lines = [f"{'per step':<24}{'ms':>9}{'share':>8}{'kernels':>9}"]
+    for name, sums in sorted(summary["categories"].items(), key=lambda item: -item[1]["ms"]):
+        lines.append(f"{name:<24}{sums['ms']:>9.2f}{sums['ms'] / step:>8.1%}{sums['kernels']:>9.0f}")
+    lines.append(f"{'idle (launch gaps)':<24}{idle:>9.2f}{idle / step:>8.1%}")
+    lines.append(f"{'step':<24}{step:>9.2f}   (without profiler; kernels overlap where the sum exceeds it)")
+    lines.append(f"{'host waits for data':<24}{summary['data_wait_ms']:>9.2f}")
+    waits = ", ".join(f"{name} {count:.1f}" for name, count in summary["host_waits"].items())
+    lines += [f"calls that make the host wait: {waits or 'none'}", ""]
+    for entry in summary["slowest"]:
+        lines.append(f"{entry['ms']:>8.2f} ms{entry['calls']:>6.0f}x  {entry['category']:<14} {entry['name'][:84]}")
+    return "\n".join(lines)
 
 
 def busy_time(kernels: list[Kernel]) -> float:
