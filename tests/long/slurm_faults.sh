@@ -1,60 +1,79 @@
 #!/usr/bin/env bash
-# A run on two Slurm nodes is asked to stop (--signal TERM), requeued, loses a node's slurmd, is requeued by Slurm, and ends as the
-# undisturbed run does. Needs a two-node Slurm of one's own, since a slurmd is killed:
-#   SLURM_CONF=... SLURMD_PID_FILE=PID_FILE_OF_NODE2 SLURMD_START="slurmd -N node2" bash tests/long/slurm_faults.sh WORK_FOLDER
+# One run on a Slurm of two nodes of its own is asked to stop, meets its time limit twice (the signal sent to the ranks, then to the
+# batch script), and loses a node's slurmd. Each time it is requeued and goes on; it must end as the undisturbed run does. Needs root:
+#   bash tests/long/slurm_faults.sh EMPTY_FOLDER
 set -euo pipefail
 work=$(realpath -m "$1") root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-steps=${STEPS:-1200}
+steps=${STEPS:-3000}
 mkdir -p "$work"
 cd "$work"
-export PYTHONPATH=$root OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=lo
+export SLURM_CONF=$work/slurm/slurm.conf PYTHONPATH=$root OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=lo DS_ACCELERATOR=cpu
+bash "$root/tests/slurm/two_nodes.sh" start "$work/slurm"
+trap 'scancel --user=root --signal=KILL; sleep 1; bash "$root/tests/slurm/two_nodes.sh" stop "$work/slurm"' EXIT
 
-python - <<'PYTHON'
-from pathlib import Path
-from tests.helpers.jobs import write_tokens
-write_tokens(Path("tokens"))
-PYTHON
+python -c 'from pathlib import Path; from tests.helpers.jobs import write_tokens; write_tokens(Path("tokens"))'
+flags=(--data-path "$work/tokens" --vocab-size 64 --num-layers 2 --hidden-size 32 --ffn-hidden-size 48 --num-attention-heads 4
+  --seq-length 16 --micro-batch-size 2 --global-batch-size 4 --precision fp32 --lr-decay-style constant --log-interval 1
+  --wandb-mode disabled --train-iters "$steps" --save-interval 50 --keep-last 3)
 cat >job.sh <<'JOB'
 #!/bin/bash
-#SBATCH --nodes=2 --ntasks-per-node=1 --overcommit --requeue --open-mode=append --signal=TERM@60
-srun --overcommit --kill-on-bad-exit=1 python -u -m megasink.train "$@"
+#SBATCH --nodes=2 --ntasks-per-node=1 --overcommit --requeue --open-mode=append --time=30
+# with --signal=B:USR1@60 only this shell is signalled: it passes the signal on to the ranks through srun
+trap 'echo "the batch script got USR1"; kill -USR1 $srun' USR1
+srun --overcommit --kill-on-bad-exit=1 python -u -m megasink.train "$@" &
+srun=$!
+wait $srun
 code=$?
+if [ $code -gt 128 ] && kill -0 $srun 2>/dev/null; then wait $srun; code=$?; fi  # the trap ended the first wait
 echo "srun ended with $code"
 case $code in 75 | 76) scontrol requeue "$SLURM_JOB_ID" ;; esac
 exit $code
 JOB
-flags=(--data-path "$work/tokens" --vocab-size 64 --num-layers 2 --hidden-size 32 --ffn-hidden-size 48 --num-attention-heads 4
-  --seq-length 16 --micro-batch-size 2 --global-batch-size 4 --precision fp32 --lr-decay-style constant --log-interval 1
-  --wandb-mode disabled --train-iters "$steps" --save-interval 50 --auto-resume)
 
-step() { wc -l 2>/dev/null <"$1/metrics.jsonl" || echo 0; }
-state() { squeue --noheader --format=%T --jobs="$job" 2>/dev/null || true; }
-until_step() { while [ "$(step disturbed)" -lt "$1" ]; do sleep 0.5; done; }
+step() { if [ -f disturbed/metrics.jsonl ]; then wc -l <disturbed/metrics.jsonl; else echo 0; fi; }
+field() { scontrol show job "$job" | grep -o "$1=[^ ]*" | cut -d= -f2; }
+until_step() { while [ "$(step)" -lt "$1" ]; do sleep 0.2; done; }
 until_requeued() { # Slurm starts a requeued job after two minutes, or when told
-  while [ "$(scontrol show job "$job" | grep -o 'Restarts=[0-9]*')" != "Restarts=$1" ]; do sleep 0.5; done
-  until scontrol update JobId="$job" StartTime=now 2>/dev/null; do sleep 0.5; done
+  while [ "$(field Restarts)" != "$1" ]; do sleep 0.2; done
+  scontrol update JobId="$job" TimeLimit=30
+  until scontrol update JobId="$job" StartTime=now+3seconds 2>/dev/null; do sleep 0.5; done
+  echo "$2: requeued at step $(step)"
 }
+submit() { job=$(sbatch --parsable --output=disturbed.log "$@" job.sh "${flags[@]}" --save disturbed --auto-resume); }
 
-job=$(sbatch --parsable --output=disturbed.log job.sh "${flags[@]}" --save disturbed)
-until_step $((steps / 4))
+submit --signal=USR1@60
+until_step $((steps / 8))
 scancel --signal=TERM "$job"
-until_requeued 1
-echo "asked to stop and requeued at step $(step disturbed)"
-until_step $((steps / 2))
-kill -9 "$(cat "$SLURMD_PID_FILE")"
-until_requeued 2
-echo "requeued at step $(step disturbed) after the slurmd of a node was killed"
-$SLURMD_START
-scontrol update NodeName=node2 State=RESUME 2>/dev/null || true
-while [ -n "$(state)" ] && [ "$(state)" != COMPLETED ]; do sleep 0.5; done
+until_requeued 1 "scancel --signal=TERM"
+until_step $((2 * steps / 8))
+scontrol update JobId="$job" TimeLimit=1
+until_requeued 2 "--signal=USR1@60, time limit near"
+until_step $((3 * steps / 8))
+kill -9 "$(cat slurm/slurmd.sink2.pid)"
+until_requeued 3 "slurmd of a node killed"
+slurmd -N sink2
+scontrol update NodeName=sink2 State=RESUME 2>/dev/null || true
+until_step $((4 * steps / 8))
+scancel --signal=USR1 "$job"
+while [ "$(field Restarts)" != 4 ]; do sleep 0.2; done
+scancel "$job"
+echo "scancel --signal=USR1: requeued at step $(step); cancelled, and submitted again"
 
-job=$(sbatch --parsable --output=undisturbed.log job.sh "${flags[@]}" --save undisturbed)
-while [ -n "$(state)" ] && [ "$(state)" != COMPLETED ]; do sleep 0.5; done
-grep -h "megasink: \|Stopped\|srun ended" disturbed.log | cut -c1-150
-python - <<'PYTHON'
+submit --signal=B:USR1@60
+until_step $((5 * steps / 8))
+scontrol update JobId="$job" TimeLimit=1
+until_requeued 1 "--signal=B:USR1@60, time limit near"
+while [ "$(field JobState)" != COMPLETED ]; do sleep 0.5; done
+
+grep -h "megasink: \|Stopped\|srun ended\|batch script got" disturbed.log | cut -c1-150
+python - "$work" "${flags[@]}" <<'PYTHON'
+import sys
 from pathlib import Path
-from tests.helpers.jobs import metrics_without_times
-disturbed, undisturbed = (metrics_without_times(Path(run)) for run in ("disturbed", "undisturbed"))
+from tests.helpers.jobs import Job, metrics_without_times
+work, *flags = sys.argv[1:]
+outcome = Job(*flags, "--save", f"{work}/undisturbed", ranks=2).wait()
+assert outcome.codes == [0, 0], outcome.output
+disturbed, undisturbed = (metrics_without_times(Path(work) / run) for run in ("disturbed", "undisturbed"))
 assert disturbed == undisturbed, "the runs differ"
 print(f"{len(disturbed)} steps, all equal to the undisturbed run's")
 PYTHON
