@@ -46,11 +46,14 @@ RESUMED = {  # ranks: [(name of what was saved, layout)]
     4: [
         ("dp2_zero2", Case("v_scale_gqa", tensor=2, pipeline=2)),
         ("tp4_replicated_heads", Case("v_scale_gqa", tensor=4)),
+        ("tp2_pp2", Case("v_scale_tied", tensor=2, pipeline=2)),
     ],
 }
 
 
-def train_and_save(folder: str, cases: dict[str, Case]) -> None:
+def train_and_save(folder: str, cases: dict[str, Case]) -> dict[str, list[float]]:
+    """Losses of the five steps after the save."""
+    losses = {}
     for name, case in cases.items():
         engine, config, layout = build(case)
         for step in range(5):
@@ -58,6 +61,8 @@ def train_and_save(folder: str, cases: dict[str, Case]) -> None:
         run = Path(folder) / name
         run.mkdir(exist_ok=True)
         save_checkpoint(run, {"step": 5}, engine.model, config, layout, engine.engine)
+        losses[name] = [engine.train_batch(batch_of(case, step, layout)).item() for step in range(5, 10)]
+    return losses
 
 
 def resume_and_train(folder: str, cases: list[tuple[str, Case]]) -> list[dict]:
@@ -81,11 +86,17 @@ def build(case: Case):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> str:
-    folder = str(tmp_path_factory.mktemp("saved"))
+def saved_and_gone_on(tmp_path_factory) -> tuple[str, dict[str, list[float]]]:
+    folder, losses = str(tmp_path_factory.mktemp("saved")), {}
     for ranks in (2, 4):
-        run_ranks(ranks, train_and_save, folder, {name: case for name, (n, case) in SAVED.items() if n == ranks})
-    return folder
+        cases = {name: case for name, (n, case) in SAVED.items() if n == ranks}
+        losses |= run_ranks(ranks, train_and_save, folder, cases)[0]
+    return folder, losses
+
+
+@pytest.fixture(scope="module")
+def saved(saved_and_gone_on) -> str:
+    return saved_and_gone_on[0]
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +107,17 @@ def ten_steps() -> dict[tuple[str, str], dict]:
 
 
 @pytest.mark.parametrize("ranks", RESUMED)
-def test_loss_curve_and_weights_go_on(saved, ten_steps, ranks):
+def test_loss_curve_and_weights_go_on(saved_and_gone_on, ten_steps, ranks):
+    """Under the same layout to the last bit."""
+    saved, gone_on = saved_and_gone_on
     resumed = run_ranks(ranks, resume_and_train, saved, RESUMED[ranks])
     for index, (name, case) in enumerate(RESUMED[ranks]):
         expected, bound = ten_steps[case.model, case.precision], 1e-5 if case.precision == "fp32" else 2e-3
         for rank in (each[index] for each in resumed):
             where = f"{name} on {ranks} ranks as {case}"
             assert rank["losses"] == pytest.approx(expected["losses"][5:10], rel=bound), where
+            if case == SAVED[name][1]:
+                assert rank["losses"] == gone_on[name], where
             for weight_name, weight in rank["weights"].items():
                 reference = expected["weights"][weight_name].double()
                 difference = (weight.double() - reference).norm() / reference.norm()
