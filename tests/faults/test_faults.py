@@ -1,5 +1,6 @@
 """Real jobs to which something happens: each ends or goes on as docs/fault-tolerance.md says, and nothing is lost."""
 
+import contextlib
 import json
 import os
 import random
@@ -136,6 +137,17 @@ def test_a_rank_that_hangs_ends_the_job_and_is_named(tokens, tmp_path):
     (hang,) = (tmp_path / "hangs").iterdir()
     assert "inject.py" in (hang / "rank_00001.stacks.txt").read_text()
     assert late in (hang / "summary.txt").read_text()
+
+
+def test_a_later_signal_ends_a_rank_at_once_even_in_a_collective_that_never_ends(tokens, tmp_path):
+    stuck = start(tmp_path, tokens, fault={"kind": "sleep", "rank": 1, "at": 2})
+    stuck.until_said("step  2/10")
+    while stuck.ranks[0].exitcode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stuck.ranks[0].pid, signal.SIGTERM)
+        stuck.ranks[0].join(0.2)
+    stuck.ranks[1].kill()
+    assert stuck.wait().codes == [128 + signal.SIGTERM, -9]
 
 
 def test_a_frozen_rank_is_the_one_nothing_is_heard_from(tokens, tmp_path):

@@ -19,7 +19,6 @@ from megasink.train.record_file import RecordFile
 from megasink.train.stop import SIGNALS, StopRequest
 from megasink.train.straggler import StragglerReport
 from megasink.train.watchdog import summary
-from tests.helpers.forking import FORK_SERVER
 from tests.helpers.ranks import run_ranks
 
 
@@ -68,6 +67,7 @@ def test_a_loss_far_above_the_ones_before_is_a_spike_and_noise_is_not():
 def handlers():
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
+    signal.set_wakeup_fd(-1)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -80,21 +80,6 @@ def test_a_signal_is_a_wish(handlers, number):
     signal.raise_signal(number)
     signal.raise_signal(number)  # a launcher's second of the same moment changes nothing
     assert stop.wanted() and stop.reason == f"received {number.name}"
-
-
-def insist(pause_s: float) -> None:
-    stop = StopRequest(None, insistence_s=pause_s)
-    for _ in range(2):
-        signal.raise_signal(signal.SIGTERM)
-    assert stop.wanted()
-
-
-@pytest.mark.parametrize(("pause_s", "code"), [(-1.0, -signal.SIGTERM), (3600.0, 0)])
-def test_a_later_signal_ends_the_process_at_once(pause_s, code):
-    process = FORK_SERVER.Process(target=insist, args=(pause_s,))
-    process.start()
-    process.join()
-    assert process.exitcode == code
 
 
 def test_the_time_limit_is_a_wish(handlers):
