@@ -1,30 +1,39 @@
 """From a request to a report: find the checkpoints, measure each beside its null on the same tokens, draw."""
 
-import importlib.metadata
-import platform
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-import megasink
-from megasink.analysis.bootstrap import compare
+from megasink.analysis.about import describe_model, describe_request
+from megasink.analysis.bootstrap import compare, intervals
 from megasink.analysis.checks import check_model
+from megasink.analysis.families import check_length
 from megasink.analysis.figures import check_figure_names, draw_figures
 from megasink.analysis.files import check_writable
 from megasink.analysis.measure import measure
 from megasink.analysis.measured import MeasuredModel, Measurement
+from megasink.analysis.observer import Wanted
 from megasink.analysis.quantization import quantization_losses
-from megasink.analysis.report import console_table, write_report
-from megasink.analysis.request import AnalysisRequest, parse_count, parse_device, parse_lengths, parse_pair
+from megasink.analysis.report import console_summary, write_report
+from megasink.analysis.request import (
+    AnalysisRequest,
+    parse_count,
+    parse_device,
+    parse_lengths,
+    parse_pairs,
+    parse_positions,
+    parse_thresholds,
+)
 from megasink.analysis.section import Section
-from megasink.analysis.source import Source, find_source, load_model, untrained_model
+from megasink.analysis.source import MEGASINK, Source, find_source, load_subject, untrained_subject
+from megasink.analysis.subject import Subject
 from megasink.analysis.tokens import TokenSequences, check_vocabulary, read_tokens
-from megasink.analysis.trajectory import read_trajectory
+from megasink.analysis.trajectory import add_analysed, read_trajectory
 from megasink.errors import UserError
-from megasink.model.llama import Llama
 
 _SAME_AT_EVERY_LENGTH = {"13", "steps"}
+_COUNTERFACTUAL_TOKENS = 16_384
 
 
 def analyze(request: AnalysisRequest, command: str) -> None:
@@ -35,34 +44,36 @@ def analyze(request: AnalysisRequest, command: str) -> None:
     """
     figures = None if request.figures is None else [name.strip() for name in request.figures.split(",")]
     check_figure_names(figures or [])
-    if request.sink_pos != 0:
-        raise UserError(f"--sink-pos {request.sink_pos}: only position 0 is measured so far")
+    wanted = Wanted(parse_positions(request.sink_pos), parse_thresholds(request.eps))
     if not request.checkpoints:
         raise UserError("name at least one run folder or checkpoint folder")
     device = parse_device(request.device)
     sources = [find_source(Path(path)) for path in request.checkpoints]
     labels = _labels(request, sources)
-    pair = parse_pair(request.compare, labels)
+    pairs = parse_pairs(request.compare, labels)
     settings = _read_settings(request, sources[0])
-    for label, source in zip(labels, sources, strict=True):
-        for sequences in settings:
-            check_vocabulary(sequences, source.config.model.vocab_size, label, request.data)
-    if request.quant and len(settings[0].samples) < 2:
-        raise UserError("--quant needs two sequences at least, one to calibrate on and one to evaluate; raise --tokens")
+    _check(request, labels, sources, settings)
     check_writable(Path(request.out))
 
     for sequences in settings:
         print(f"{sequences.title}: {sequences.num_tokens:,} tokens, {sequences.description}")
-    print(f"measuring {', '.join(labels)}, each beside its untrained null, on {device}", flush=True)
+    beside = "" if request.null == "none" else ", each beside its untrained null,"
+    print(f"measuring {', '.join(labels)}{beside} on {device}", flush=True)
     sections = []
-    for sequences, models in zip(settings, _measure_all(request, labels, sources, settings, device), strict=True):
-        print(f"\n{sequences.title}\n{console_table(models)}")
-        comparison = compare(*(models[labels.index(label)] for label in pair)) if pair else []
-        drawings = draw_figures(models, figures, leave_out=_SAME_AT_EVERY_LENGTH if sections else set())
-        sections.append(Section(sequences, models, drawings, comparison))
+    for sequences, models in zip(
+        settings, _measure_all(request, labels, sources, settings, device, wanted), strict=True
+    ):
+        if not sections:
+            add_analysed(models, sources)
+        comparisons = [compare(*(models[labels.index(label)] for label in pair)) for pair in pairs]
+        drawings = draw_figures(models, figures, _SAME_AT_EVERY_LENGTH if sections else (), request.metrics)
+        sections.append(Section(sequences, models, drawings, comparisons, [intervals(model) for model in models]))
+        print(f"\n{console_summary(sections[-1])}")
     for model in sections[0].models:
         print(_checks_line(model))
-    print(f"\nreport: {write_report(Path(request.out), sections, _about(request, device, command))}")
+    about = describe_request(request, device, command, settings)
+    print(f"peak memory: {about['peak memory']}")
+    print(f"\nreport: {write_report(Path(request.out), sections, about)}")
 
 
 def _read_settings(request: AnalysisRequest, first: Source) -> list[TokenSequences]:
@@ -77,36 +88,82 @@ def _read_settings(request: AnalysisRequest, first: Source) -> list[TokenSequenc
     ]
 
 
+def _check(request: AnalysisRequest, labels: list[str], sources: list[Source], settings: list[TokenSequences]) -> None:
+    """Raise UserError for models and texts that do not go together."""
+    for label, source in zip(labels, sources, strict=True):
+        for sequences in settings:
+            check_vocabulary(sequences, source.config.model.vocab_size, label, request.data)
+            if source.family != MEGASINK:
+                check_length(source.folder, sequences.seq_length)
+        if request.quant and source.family == "gpt2":
+            raise UserError(f"--quant: {label} is a GPT-2, whose linear layers are not a Llama's; leave it out")
+    if request.quant and len(settings[0].samples) < 2:
+        raise UserError("--quant needs two sequences at least, one to calibrate on and one to evaluate; raise --tokens")
+
+
 def _measure_all(
     request: AnalysisRequest,
     labels: list[str],
     sources: list[Source],
     settings: list[TokenSequences],
     device: torch.device,
+    wanted: Wanted,
 ) -> list[list[MeasuredModel]]:
     """Every model at every setting, [setting][model]; one model is loaded at a time."""
     measured: list[list[MeasuredModel]] = [[] for _ in settings]
-    total = 2 * len(sources) * sum(sequences.num_tokens for sequences in settings)
+    backward = request.metrics != "forward"
+    level = "full" if backward else "forward"
+    subset = [_first_sequences(sequences) for sequences in settings] if backward else []
+    passes = len(sources) * (1 if request.null == "none" else 2)
+    total = passes * sum(sequences.num_tokens for sequences in settings)
+    total += len(sources) * sum(2 * len(part.samples) * part.seq_length for part in subset)
     with tqdm(total=total, unit="tok", unit_scale=True, disable=None) as bar:
 
-        def measure_settings(model: Llama, step: int | None) -> list[Measurement]:
-            return [measure(model, sequences.samples, step, bar.update) for sequences in settings]
+        def run(subject: Subject, sequences: TokenSequences, step: int | None, **options) -> Measurement:
+            ids = sequences.document_ids
+            return measure(subject, sequences.samples, step, bar.update, level, document_ids=ids, **options)
 
         for label, source in zip(labels, sources, strict=True):
             bar.set_description(label)
-            model = load_model(source.config.model, source.folder, device)
-            details = _details(source, model)
-            checks = check_model(model, settings[0].samples[0])
-            trained = measure_settings(model, source.step)
-            quantized = quantization_losses(model, settings[0].samples) if request.quant else []
-            bar.set_description(f"{label}, untrained")
-            model, null_source = untrained_model(source, device)
-            untrained = measure_settings(model, 0)
-            trajectory = read_trajectory(source)
-            about = (null_source, str(source.folder), details, trajectory, checks, quantized)
-            for setting, *pair in zip(measured, trained, untrained, strict=True):
-                setting.append(MeasuredModel(label, *pair, *about))
+            subject = load_subject(source, device, stream=not backward)
+            details = describe_model(source, subject)
+            checks = check_model(subject, settings[0].samples[0], gradients=backward)
+            trained = [run(subject, sequences, source.step, wanted=wanted) for sequences in settings]
+            both_ways = [
+                [run(subject, part, source.step, detach_values=way).report for way in (False, True)] for part in subset
+            ]
+            quantized = []
+            if request.quant:
+                subject = subject if backward else load_subject(source, device)
+                quantized = quantization_losses(subject, settings[0].samples)
+            del subject
+            untrained, null_source = [None] * len(settings), ""
+            if request.null != "none":
+                bar.set_description(f"{label}, untrained")
+                subject, null_source = untrained_subject(source, device, not backward, request.null == "auto")
+                untrained = [run(subject, sequences, 0, wanted=wanted) for sequences in settings]
+                del subject
+            for at, setting in enumerate(measured):
+                setting.append(
+                    MeasuredModel(
+                        label,
+                        trained[at],
+                        untrained[at],
+                        null_source,
+                        str(source.folder),
+                        details,
+                        read_trajectory(source),
+                        checks,
+                        quantized,
+                        *(both_ways[at] if both_ways else (None, None)),
+                    )
+                )
     return measured
+
+
+def _first_sequences(sequences: TokenSequences) -> TokenSequences:
+    """Those of the counterfactual."""
+    return sequences.first(max(1, _COUNTERFACTUAL_TOKENS // sequences.seq_length))
 
 
 def _checks_line(model: MeasuredModel) -> str:
@@ -118,34 +175,16 @@ def _checks_line(model: MeasuredModel) -> str:
 
 
 def _labels(request: AnalysisRequest, sources: list[Source]) -> list[str]:
-    labels = list(request.label) or [(source.run_folder or source.folder).resolve().name for source in sources]
+    """As given; by default the folders' names, with the step where several checkpoints are of one run."""
+    labels = list(request.label)
+    if not labels:
+        runs = [(source.run_folder or source.folder).resolve() for source in sources]
+        labels = [
+            run.name if runs.count(run) == 1 else f"{run.name} step {source.step:,}"
+            for run, source in zip(runs, sources, strict=True)
+        ]
     if len(labels) != len(sources):
         raise UserError(f"--label gives {len(labels)} names for {len(sources)} checkpoints; give one each")
     if len(set(labels)) < len(labels):
         raise UserError(f"--label {' '.join(labels)}: two checkpoints have the same name; give each its own")
     return labels
-
-
-def _details(source: Source, model: Llama) -> dict[str, str]:
-    config = source.config.model
-    width = f"{config.num_layers} layers, width {config.hidden_size}"
-    heads = f"{config.num_attention_heads} query heads, {config.num_key_value_heads} key-value heads"
-    return {
-        "step": "not stated" if source.step is None else f"{source.step:,}",
-        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-        "shape": f"{width}, {heads} of {config.kv_channels}, vocabulary {config.vocab_size:,}",
-        "V-scale": config.v_scale,
-    }
-
-
-def _about(request: AnalysisRequest, device: torch.device, command: str) -> dict[str, str]:
-    libraries = ("torch", "numpy", "matplotlib")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in libraries)
-    return {
-        "data": request.data,
-        "precision": f"fp32, forward and backward, on {device}",
-        "loss": "mean cross entropy over these tokens; gradients are those of this mean",
-        "sink position": "0, the first token of each sequence",
-        "command": command,
-        "versions": f"megasink {megasink.__version__}, {versions}, Python {platform.python_version()}",
-    }

@@ -1,14 +1,15 @@
 """Intervals over sequences: how far a figure would move had other sequences of the same text been drawn."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from megasink.analysis.measured import MeasuredModel
+from megasink.analysis.measured import MeasuredModel, Measurement
 
 RESAMPLES = 2000
-_SEED = 0
+SEED = 0
+_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,21 @@ class Interval:
     value: float
     low: float
     high: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether zero lies outside."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True)
+class FigureIntervals:
+    """One figure of one model: trained, untrained, and what training changed, paired by sequence."""
+
+    name: str
+    trained: Interval
+    untrained: Interval | None
+    learned: Interval | None
 
 
 @dataclass(frozen=True)
@@ -32,52 +48,72 @@ class ComparisonRow:
     difference: Interval
 
 
-def _mean_of_layers(values: np.ndarray) -> np.ndarray:
-    """[R, S] indices were applied: values [R, S, L] -> [R]."""
-    return values.mean(axis=(1, 2))
+@dataclass(frozen=True)
+class _Figure:
+    """How a figure by sequence and layer [S, L] becomes one number: a mean of layers and sequences, or a median."""
+
+    name: str
+    key: str
+    over: Literal["tokens", "sequences", "median"] = "sequences"
 
 
-def _median(values: np.ndarray) -> np.ndarray:
-    return np.median(values.reshape(len(values), -1), axis=1)
-
-
-_FIGURES: tuple[tuple[str, str, Callable[[np.ndarray], np.ndarray]], ...] = (
-    ("valid loss", "loss", lambda values: values.mean(axis=1)),
-    ("AS, mean over layers", "attention_sink", _mean_of_layers),
-    ("|x_out| at t = 0, mean over layers", "hidden_t0", _mean_of_layers),
-    ("t0 / early, mean over layers", "hidden_t0_over_early", _mean_of_layers),
-    ("|MLP out| at t = 0, mean over layers", "mlp_t0", _mean_of_layers),
-    ("R_GS(0), median over layers and sequences", "gradient_sink_ratio", _median),
-    ("R_GS(0) against 1 to 15, median", "gradient_sink_ratio_early", _median),
+_FIGURES = (
+    _Figure("valid loss", "loss", "tokens"),
+    _Figure("AS, mean over layers", "attention_sink", "tokens"),
+    _Figure("|x_out| at t = 0, mean over layers", "hidden_t0"),
+    _Figure("t0 / early, mean over layers", "hidden_t0_over_early"),
+    _Figure("|MLP out| at t = 0, mean over layers", "mlp_t0"),
+    _Figure("R_GS(0), median over layers and sequences", "gradient_sink_ratio", "median"),
+    _Figure("R_GS(0) against 1 to 15, median", "gradient_sink_ratio_early", "median"),
 )
+
+
+def intervals(model: MeasuredModel) -> list[FigureIntervals]:
+    """Every figure of the table with its interval, beside the null's."""
+    rows = []
+    for figure in _FIGURES:
+        if figure.key not in model.trained.per_sequence:
+            continue
+        value, drawn = _estimates(figure, model.trained)
+        untrained = learned = None
+        if model.untrained is not None:
+            null_value, null_drawn = _estimates(figure, model.untrained)
+            untrained = _interval(null_value, null_drawn)
+            learned = _interval(value - null_value, drawn - null_drawn)
+        rows.append(FigureIntervals(figure.name, _interval(value, drawn), untrained, learned))
+    return rows
 
 
 def compare(first: MeasuredModel, second: MeasuredModel) -> list[ComparisonRow]:
     """Every figure of the table for two models measured on the same sequences."""
     rows = []
-    for name, key, statistic in _FIGURES:
-        a, b = first.trained.per_sequence[key], second.trained.per_sequence[key]
-        assert len(a) == len(b), "models of one report are measured on the same sequences"
-        chosen = _resamples(len(a))
-        value_a, value_b = statistic(a[None])[0], statistic(b[None])[0]
-        drawn_a = np.concatenate([statistic(a[part]) for part in np.array_split(chosen, 20)])
-        drawn_b = np.concatenate([statistic(b[part]) for part in np.array_split(chosen, 20)])
-        rows.append(
-            ComparisonRow(
-                name,
-                first.label,
-                second.label,
-                _interval(value_a, drawn_a),
-                _interval(value_b, drawn_b),
-                _interval(value_b - value_a, drawn_b - drawn_a),
-            )
-        )
+    labels = first.label, second.label
+    for figure in _FIGURES:
+        if any(figure.key not in model.trained.per_sequence for model in (first, second)):
+            continue
+        counts = [len(model.trained.per_sequence[figure.key]) for model in (first, second)]
+        if counts[0] != counts[1]:
+            continue  # one keeps documents apart and the other does not: there are no pairs
+        value_a, drawn_a = _estimates(figure, first.trained)
+        value_b, drawn_b = _estimates(figure, second.trained)
+        parts = _interval(value_a, drawn_a), _interval(value_b, drawn_b)
+        rows.append(ComparisonRow(figure.name, *labels, *parts, _interval(value_b - value_a, drawn_b - drawn_a)))
     return rows
 
 
-def _resamples(count: int) -> np.ndarray:
-    """[RESAMPLES, count] sequence numbers drawn with replacement, the same at every call."""
-    return np.random.default_rng(_SEED).integers(count, size=(RESAMPLES, count))
+def _estimates(figure: _Figure, measurement: Measurement) -> tuple[float, np.ndarray]:
+    """The figure over all sequences, and [RESAMPLES] over each resample of them: the same ones at every call."""
+    values = measurement.per_sequence[figure.key]
+    values = values.reshape(len(values), -1)
+    chosen = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
+    if figure.over == "median":
+        parts = [np.median(values[part].reshape(len(part), -1), axis=1) for part in np.split(chosen, _AT_ONCE)]
+        return float(np.median(values)), np.concatenate(parts)
+    weights = np.ones(len(values))
+    if figure.over == "tokens":
+        weights = measurement.per_sequence["tokens"] - (figure.key != "loss")  # AS is a mean over queries i > 0
+    sums = weights * values.mean(axis=1)
+    return float(sums.sum() / weights.sum()), sums[chosen].sum(axis=1) / weights[chosen].sum(axis=1)
 
 
 def _interval(value: float, drawn: np.ndarray) -> Interval:

@@ -16,11 +16,10 @@ class Measurement:
     report: SinkReport
     """Over all sequences together, in the live reports' format."""
     per_sequence: dict[str, np.ndarray]
-    """The table's figures before the mean over sequences, each [S, L]; `loss` is [S], nats per token."""
-
-    @property
-    def loss(self) -> float:
-        return float(self.per_sequence["loss"].mean())
+    """Figures by sequence (by document of several tokens, where documents are kept apart) and layer, each [S, L];
+    `loss` [S], nats per token, and `tokens` [S]."""
+    loss: float
+    """Nats per token, over all tokens."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,10 @@ class MeasuredModel:
     checks: list[Check] = field(default_factory=list)
     quantization: list[QuantizedLoss] = field(default_factory=list)
     """Empty unless the activation-range diagnostic was asked for."""
+    value_attached: SinkReport | None = None
+    """The full backward pass on the first sequences."""
+    value_detached: SinkReport | None = None
+    """The counterfactual: the same pass on the same sequences with the value path cut."""
 
     @property
     def report(self) -> SinkReport:

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from megasink.analysis.about import DEFINITIONS
 from megasink.analysis.measured import MeasuredModel, Measurement
 from megasink.analysis.section import Section
-from megasink.analysis.summary import PAPER_MODEL, PAPER_ROWS, per_layer, table_rows
+from megasink.analysis.summary import PAPER_MODEL, PAPER_ROWS, per_layer, sink_rows, table_rows, threshold_rows
 from megasink.analysis.tokens import TokenSequences
 from megasink.stats.report import SinkReport
 
-SCHEMA = "megasink.analysis/1"
+SCHEMA = "megasink.analysis/2"
 _BY_QUERY_HEAD = (
     "attention_sink",
     "attention_sink_value",
@@ -34,6 +35,7 @@ def metrics_json(sections: list[Section], about: dict[str, str]) -> str:
     document = {
         "schema": SCHEMA,
         "about": about,
+        "definitions": DEFINITIONS,
         "paper_reference": {"model": PAPER_MODEL, "table": [asdict(row) for row in PAPER_ROWS]},
         "settings": [
             {
@@ -41,7 +43,13 @@ def metrics_json(sections: list[Section], about: dict[str, str]) -> str:
                 "data": section.sequences.description,
                 "data_digest": section.sequences.digest,
                 "table": [asdict(row) for row in table_rows(section.models)],
-                "comparison": [asdict(row) for row in section.comparison],
+                "comparisons": [[asdict(row) for row in rows] for rows in section.comparisons],
+                "intervals": {
+                    model.label: [asdict(row) for row in rows]
+                    for model, rows in zip(section.models, section.intervals, strict=True)
+                },
+                "sinks": [asdict(row) for model in section.models for row in sink_rows(model)],
+                "thresholds": [asdict(row) for model in section.models for row in threshold_rows(model)],
                 "models": [_model(model) for model in section.models],
             }
             for section in sections
@@ -95,17 +103,23 @@ def _model(model: MeasuredModel) -> dict[str, Any]:
         "quantization": [asdict(row) | {"perplexity": row.perplexity} for row in model.quantization],
         "trained": _measurement(model.trained),
         "untrained": _measurement(model.untrained) if model.untrained is not None else None,
+        "counterfactual": {
+            name: None if report is None else _report(report)
+            for name, report in (("whole", model.value_attached), ("value_path_cut", model.value_detached))
+        },
     }
 
 
 def _measurement(measurement: Measurement) -> dict[str, Any]:
-    report = measurement.report
     return {
-        "meta": report.meta,
+        **_report(measurement.report),
         "loss": measurement.loss,
-        "arrays": {name: array.tolist() for name, array in report.arrays.items()},
         "per_sequence": {name: array.tolist() for name, array in measurement.per_sequence.items()},
     }
+
+
+def _report(report: SinkReport) -> dict[str, Any]:
+    return {"meta": report.meta, "arrays": {name: array.tolist() for name, array in report.arrays.items()}}
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

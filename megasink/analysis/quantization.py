@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from megasink.analysis.measured import QuantizedLoss
-from megasink.model.llama import Llama, blocks_of, token_losses
+from megasink.analysis.subject import Subject, device_of
+from megasink.model.block import Block
 
 Scales = Literal["dynamic", "static"]
 _LEVELS = 127
@@ -24,26 +25,26 @@ _TOKENS_AT_ONCE = 2048
 
 @torch.no_grad()
 def quantization_losses(
-    model: Llama, samples: np.ndarray, advance: Callable[[int], object] = lambda tokens: None
+    subject: Subject, samples: np.ndarray, advance: Callable[[int], object] = lambda tokens: None
 ) -> list[QuantizedLoss]:
     """Mean cross entropy in bf16 and with W8A8 on all linear layers or on down_proj alone, dynamic and static scales.
 
     The first quarter of `samples` (int64 [S, T + 1], S >= 2) calibrates the static scales, the rest is evaluated. The
     model becomes bf16 (V-scale's theta stays as it is).
     """
-    for name, parameter in model.named_parameters():
+    for name, parameter in subject.module.named_parameters():
         if not name.endswith("theta"):
             parameter.data = parameter.data.bfloat16()
     calibration = samples[: max(1, len(samples) // 4)]
     text = samples[len(calibration) :]
-    largest = _largest_inputs(model, calibration)
+    largest = _largest_inputs(subject, calibration)
 
-    losses = [QuantizedLoss("bf16", _loss(model, text, advance))]
+    losses = [QuantizedLoss("bf16", _loss(subject, text, advance))]
     for where, names in (("all linear layers", _LINEAR), ("down_proj only", ("down_proj",))):
-        with _quantized_weights(model, names):
+        with _quantized_weights(subject, names):
             for scales, title in (("dynamic", "one scale per token"), ("static", "one fixed scale per layer")):
-                hooks = _quantize_inputs(model, names, largest if scales == "static" else None)
-                losses.append(QuantizedLoss(f"W8A8 on {where}, {title}", _loss(model, text, advance)))
+                hooks = _quantize_inputs(subject, names, largest if scales == "static" else None)
+                losses.append(QuantizedLoss(f"W8A8 on {where}, {title}", _loss(subject, text, advance)))
                 for hook in hooks:
                     hook.remove()
     return losses
@@ -65,17 +66,21 @@ def _scale_for(largest: Tensor) -> Tensor:
     return (largest / _LEVELS).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _inputs(model: Llama, names: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
-    """Modules whose first argument is the input of the named linear layers: q, k, v share one, gate and up another."""
-    for block in blocks_of(model):
+def _inputs(subject: Subject, names: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
+    """Modules whose first argument is the input of the named linear layers; in our Llama, which fuses products, q, k, v
+    share one, gate and up another."""
+    for layer, block in enumerate(subject.blocks):
         attention, mlp = block.self_attn, block.mlp
-        places = {"q_proj": attention, "o_proj": attention.o_proj, "gate_proj": mlp, "down_proj": mlp.down_proj}
+        if isinstance(block, Block):
+            places = {"q_proj": attention, "o_proj": attention.o_proj, "gate_proj": mlp, "down_proj": mlp.down_proj}
+        else:
+            places = {name: getattr(attention if name[0] in "qkvo" else mlp, name) for name in _LINEAR}
         for name, module in places.items():
             if name in names:
-                yield f"{block.layer_index}.{name}", module
+                yield f"{layer}.{name}", module
 
 
-def _quantize_inputs(model: Llama, names: tuple[str, ...], largest: dict[str, Tensor] | None) -> list:
+def _quantize_inputs(subject: Subject, names: tuple[str, ...], largest: dict[str, Tensor] | None) -> list:
     """Hooks that quantise inputs with a scale per token, or with fixed ones made of `largest`."""
 
     def hook_for(place: str):
@@ -85,10 +90,10 @@ def _quantize_inputs(model: Llama, names: tuple[str, ...], largest: dict[str, Te
 
         return hook
 
-    return [module.register_forward_pre_hook(hook_for(place)) for place, module in _inputs(model, names)]
+    return [module.register_forward_pre_hook(hook_for(place)) for place, module in _inputs(subject, names)]
 
 
-def _largest_inputs(model: Llama, samples: np.ndarray) -> dict[str, Tensor]:
+def _largest_inputs(subject: Subject, samples: np.ndarray) -> dict[str, Tensor]:
     """The largest |input| of every linear layer on `samples`, fp32 scalars."""
     largest: dict[str, Tensor] = {}
 
@@ -99,19 +104,19 @@ def _largest_inputs(model: Llama, samples: np.ndarray) -> dict[str, Tensor]:
 
         return hook
 
-    hooks = [module.register_forward_pre_hook(hook_for(place)) for place, module in _inputs(model, _LINEAR)]
-    _loss(model, samples, lambda tokens: None)
+    hooks = [module.register_forward_pre_hook(hook_for(place)) for place, module in _inputs(subject, _LINEAR)]
+    _loss(subject, samples, lambda tokens: None)
     for hook in hooks:
         hook.remove()
     return largest
 
 
 @contextmanager
-def _quantized_weights(model: Llama, names: tuple[str, ...]) -> Iterator[None]:
+def _quantized_weights(subject: Subject, names: tuple[str, ...]) -> Iterator[None]:
     """Inside, the named weights are rounded, each output channel with its own scale."""
     weights = [
         parameter
-        for name, parameter in model.named_parameters()
+        for name, parameter in subject.module.named_parameters()
         if any(name.endswith(f".{linear}.weight") for linear in names)
     ]
     kept = [weight.clone() for weight in weights]
@@ -124,14 +129,14 @@ def _quantized_weights(model: Llama, names: tuple[str, ...]) -> Iterator[None]:
             weight.copy_(original)
 
 
-def _loss(model: Llama, samples: np.ndarray, advance: Callable[[int], object]) -> float:
+def _loss(subject: Subject, samples: np.ndarray, advance: Callable[[int], object]) -> float:
     """Mean cross entropy over all tokens, nats."""
     size = max(1, _TOKENS_AT_ONCE // samples.shape[1])
-    device = next(model.parameters()).device
+    device = device_of(subject)
     total = 0.0
     for start in range(0, len(samples), size):
         tokens = torch.from_numpy(samples[start : start + size]).to(device)
-        losses = token_losses(model(tokens[:, :-1]), tokens[:, 1:], model.config, model.layout)
+        losses = subject.token_losses(tokens)
         total += float(losses.double().sum())
         advance(losses.numel())
     return total / samples[:, 1:].size

@@ -2,19 +2,20 @@
 
 import base64
 import io
+import math
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from megasink.analysis import numbers
+from megasink.analysis.about import DEFINITIONS
 from megasink.analysis.bootstrap import Interval
 from megasink.analysis.figures import Drawing
 from megasink.analysis.files import write_whole
 from megasink.analysis.measured import MeasuredModel
 from megasink.analysis.section import Section
 from megasink.analysis.style import figure_style
-from megasink.analysis.summary import PAPER_MODEL, PAPER_ROWS, TableRow, table_rows
-from megasink.analysis.tokens import TokenSequences
+from megasink.analysis.summary import PAPER_MODEL, PAPER_ROWS, TableRow, sink_rows, table_rows, threshold_rows
 
 
 def write_report(folder: Path, sections: list[Section], about: dict[str, str]) -> Path:
@@ -25,7 +26,7 @@ def write_report(folder: Path, sections: list[Section], about: dict[str, str]) -
     """
     pictures = {}
     for section in sections:
-        place = folder / "figures" / (_slug(section.sequences) if len(sections) > 1 else "")
+        place = folder / "figures" / (section.sequences.name if len(sections) > 1 else "")
         for drawing in section.drawings:
             png = _render(drawing, "png")
             write_whole(place / f"{drawing.slug}.png", png)
@@ -43,6 +44,8 @@ def _html(sections: list[Section], pictures: dict[int, str], about: dict[str, st
     environment = Environment(loader=PackageLoader("megasink.analysis"), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"number": format_number, "loss": _loss, "mean_max": _mean_and_max}
     environment.filters |= {"ratio": _ratio, "interval": _interval, "rows": table_rows}
+    environment.filters |= {"sinks": sink_rows, "thresholds": threshold_rows}
+    environment.filters |= {"numbered": _numbered}
     environment.filters |= {"picture": lambda drawing: pictures[id(drawing)]}
     models = sections[0].models
     return environment.get_template("report.html.j2").render(
@@ -52,11 +55,13 @@ def _html(sections: list[Section], pictures: dict[int, str], about: dict[str, st
         paper_model=PAPER_MODEL,
         paper_rows=PAPER_ROWS,
         about=about,
+        definitions=DEFINITIONS,
     )
 
 
-def _slug(sequences: TokenSequences) -> str:
-    return f"length_{sequences.seq_length}{'_bos' if sequences.bos else ''}"
+def _numbered(drawing: Drawing) -> str:
+    """The title, with the paper's figure number where there is one."""
+    return f"Figure {drawing.number}: {drawing.title}" if drawing.number.isdecimal() else drawing.title
 
 
 def _render(drawing: Drawing, suffix: str) -> bytes:
@@ -68,6 +73,8 @@ def _render(drawing: Drawing, suffix: str) -> bytes:
 
 def format_number(value: float, digits: int = 4) -> str:
     """`value` to four significant digits, whole from 1,000 on."""
+    if math.isnan(value):
+        return "-"
     return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
@@ -91,11 +98,33 @@ def _ratio(triple: tuple[float, float, float] | None) -> str:
     return f"{median} [{low}, {high}]"
 
 
+def console_summary(section: Section) -> str:
+    """One setting for a terminal: the table, the comparisons, where sinks are."""
+    parts = [section.sequences.title, console_table(section.models)]
+    for rows in section.comparisons:
+        title = f"{rows[0].second_label} minus {rows[0].first_label}" if rows else "no common sequences to compare on"
+        cells = [(title, "", "95 % interval")]
+        cells += [
+            (row.name, _interval(row.difference), "clear" if row.difference.clear else "not clear") for row in rows
+        ]
+        parts.append("\n" + _columns(cells))
+    for model in section.models:
+        found = [
+            f"k=0 {row.at_0:.1%} at eps {row.threshold:g}" for row in threshold_rows(model) if row.kind == "measured"
+        ]
+        if found:
+            parts.append(f"{model.label}: heads with a sink (Gu et al.) {', '.join(found)}")
+    return "\n".join(parts)
+
+
 def console_table(models: list[MeasuredModel]) -> str:
     """The table as lines for a terminal: models, their nulls, the paper's figures."""
     header = ("model", "valid loss", "AS", "x_out t0", "t0/early", "MLP t0", "R_GS(0)")
-    lines = [header, *(_cells(row) for row in (*table_rows(models), *PAPER_ROWS))]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return _columns([header, *(_cells(row) for row in (*table_rows(models), *PAPER_ROWS))])
+
+
+def _columns(lines: list[tuple[str, ...]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     return "\n".join("  ".join(line).rstrip() for line in padded)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
+from megasink.analysis.observer import AUTO
 from megasink.errors import UserError
 
 
@@ -15,9 +16,9 @@ class AnalysisRequest:
     """What to analyse and how."""
 
     checkpoints: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="CKPT ...")]
-    """Run folders (their newest checkpoint counts), checkpoint folders, or Hugging Face folders with a Llama."""
-    data: str
-    """Prefix of a .bin/.idx pair, or a text file (.jsonl or plain text)."""
+    """Run folders (their newest checkpoint counts), checkpoint folders, or Hugging Face folders."""
+    data: str = "builtin"
+    """Prefix of a .bin/.idx pair, a text file (.jsonl or plain text), or builtin: old speeches, from megasink[demo]."""
     label: tuple[str, ...] = ()
     """One name per checkpoint; default: the folders' names."""
     tokens: str = "16k"
@@ -28,14 +29,20 @@ class AnalysisRequest:
     """on: every sequence begins with the tokenizer's BOS; off: with whatever token the text has there."""
     tokenizer: str | None = None
     """Tokenizer of a text file; default: the one in the first checkpoint's configuration."""
+    metrics: Literal["all", "forward", "grad"] = "all"
+    """forward: no backward pass, weights read block by block (7B in 24 GB); grad: figures of gradients only."""
+    sink_pos: str = "0,auto"
+    """Where to look for sinks: positions, and auto: the key that gets most attention, by sequence and layer."""
+    eps: str = "0.2,0.3"
+    """Gu et al.'s thresholds: a head whose mean attention to a key is above this has a sink there."""
+    null: Literal["auto", "init", "none"] = "auto"
+    """Untrained weights to hold against: auto: the run's own where kept, else as init; init: drawn anew; none."""
     compare: str | None = None
-    """Two labels, A:B; the report gives B minus A, paired by sequence."""
+    """Two labels, A:B, or several pairs with commas; the report gives B minus A, paired by sequence."""
     quant: bool = False
     """Also perplexity in bf16 and with simulated 8-bit weights and activations, one scale per token or one for all."""
-    sink_pos: int = 0
-    """Position of the sink; only 0 so far."""
     figures: str | None = None
-    """Figures to draw, by the paper's numbers: 6,7,13; default: all."""
+    """Figures to draw, by the paper's numbers and our names: 6,7,13,heads; default: all."""
     out: str = "report"
     """Folder for report.html, figures/ and the numbers."""
     device: str = "auto"
@@ -63,14 +70,34 @@ def parse_lengths(text: str) -> list[int]:
     return lengths
 
 
-def parse_pair(text: str | None, labels: list[str]) -> tuple[str, ...]:
-    """The two labels of `A:B`, or nothing for None; raises UserError unless they are two of `labels`."""
-    if text is None:
-        return ()
-    first, _, second = text.partition(":")
-    if first not in labels or second not in labels or first == second:
-        raise UserError(f"--compare {text}: give two different labels as A:B; labels are {', '.join(labels)}")
-    return first, second
+def parse_positions(text: str) -> tuple[int | str, ...]:
+    """`0,auto` -> (0, "auto"); raises UserError for anything but different positions and `auto`."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part == AUTO or part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise UserError(f"--sink-pos {text}: give positions from 0 on and auto, each once, for example 0,auto")
+    return tuple(part if part == AUTO else int(part) for part in parts)
+
+
+def parse_thresholds(text: str) -> tuple[float, ...]:
+    """`0.2,0.3` -> (0.2, 0.3); raises UserError for anything but different numbers between 0 and 1."""
+    try:
+        thresholds = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        thresholds = ()
+    if not thresholds or not all(0 < eps < 1 for eps in thresholds) or len(set(thresholds)) < len(thresholds):
+        raise UserError(f"--eps {text}: give shares of attention between 0 and 1, for example 0.2,0.3")
+    return thresholds
+
+
+def parse_pairs(text: str | None, labels: list[str]) -> list[tuple[str, str]]:
+    """`A:B,A:C` -> [(A, B), (A, C)], nothing for None; raises UserError unless all are two different `labels`."""
+    pairs = []
+    for part in [] if text is None else text.split(","):
+        first, _, second = part.partition(":")
+        if first not in labels or second not in labels or first == second:
+            raise UserError(f"--compare {part}: give two different labels as A:B; labels are {', '.join(labels)}")
+        pairs.append((first, second))
+    return pairs
 
 
 def parse_device(name: str) -> torch.device:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megasink.analysis.bootstrap import ComparisonRow
+from megasink.analysis.bootstrap import ComparisonRow, FigureIntervals
 from megasink.analysis.figures import Drawing
 from megasink.analysis.measured import MeasuredModel
 from megasink.analysis.tokens import TokenSequences
@@ -15,5 +15,7 @@ class Section:
     sequences: TokenSequences
     models: list[MeasuredModel]
     drawings: list[Drawing]
-    comparison: list[ComparisonRow]
-    """Empty, or two of the models compared."""
+    comparisons: list[list[ComparisonRow]]
+    """One for each pair of models that was compared."""
+    intervals: list[list[FigureIntervals]]
+    """One for each model."""

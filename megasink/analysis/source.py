@@ -6,14 +6,25 @@ from pathlib import Path
 
 import torch
 
+from megasink.analysis.families import FAMILIES, family_of, load_transformers, read_shape, untrained_transformers
+from megasink.analysis.streaming import (
+    refuse_not_finite,
+    stream_megasink,
+    stream_transformers,
+    stream_untrained_megasink,
+    stream_untrained_transformers,
+)
+from megasink.analysis.subject import MegasinkSubject, Subject
 from megasink.checkpoint.hugging_face_config import CONFIG_FILE, read_model_config
-from megasink.checkpoint.weights import INDEX_FILE, SINGLE_FILE, WeightReader, hugging_face_name, load_weights
+from megasink.checkpoint.weights import INDEX_FILE, SINGLE_FILE, WeightReader, expected_weights, load_weights
 from megasink.config import DataConfig, ModelConfig, RunConfig
 from megasink.config.cli import load_yaml
 from megasink.errors import UserError
 from megasink.model.llama import Llama
 from megasink.tokenize.tokenizers import SENTENCEPIECE_NAMES
 
+MEGASINK = "megasink"
+_OWN_TYPES = ("llama", "megasink_llama")
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 
 
@@ -27,6 +38,8 @@ class Source:
     config: RunConfig
     step: int | None
     """Training steps behind the weights; None where the folder does not say."""
+    family: str = MEGASINK
+    """MEGASINK, or the model_type of what transformers runs."""
 
     @property
     def untrained_folder(self) -> Path | None:
@@ -48,9 +61,10 @@ def find_source(path: Path) -> Source:
         raise UserError(f"{path}: no such folder; give a run folder or one of its checkpoints/step_* folders")
     if (path / CONFIG_FILE).is_file() and not (path / "config.yaml").is_file():
         _check_weights(path)
+        family, config = _read_hugging_face(path)
         has_tokenizer = any((path / name).is_file() for name in ("tokenizer.json", *SENTENCEPIECE_NAMES))
         data = DataConfig(tokenizer=str(path) if has_tokenizer else None)
-        return Source(path, None, RunConfig(model=read_model_config(path), data=data), step=None)
+        return Source(path, None, RunConfig(model=config, data=data), step=None, family=family)
     folder = _newest_checkpoint(path) if (path / "checkpoints").is_dir() else path
     _check_complete(folder)
     config = load_yaml(RunConfig, folder / "config.yaml")
@@ -60,34 +74,76 @@ def find_source(path: Path) -> Source:
     return Source(folder, run_folder, config, _step(folder))
 
 
-def load_model(config: ModelConfig, folder: Path, device: torch.device) -> Llama:
-    """The whole model in fp32 on `device` with the folder's weights.
+def load_subject(source: Source, device: torch.device, stream: bool = False) -> Subject:
+    """The model in fp32 on `device`; with `stream` its blocks are read when they run, so only forward passes work.
 
     Raises:
-        UserError: weights that are damaged, of another shape, or not finite.
+        UserError: weights that are damaged, missing, of another shape, or not finite.
     """
+    config, folder = source.config.model, source.folder
+    if source.family != MEGASINK:
+        if stream and source.family != "gpt2":
+            return stream_transformers(folder, config, device)
+        subject = load_transformers(folder, config, device)
+        for name, parameter in subject.module.named_parameters():
+            refuse_not_finite(parameter, name, str(folder))
+        return subject
+    if stream:
+        _refuse_leftovers(config, folder)
+        return stream_megasink(config, folder, device)
+    return MegasinkSubject(load_model(config, folder, device))
+
+
+def load_model(config: ModelConfig, folder: Path, device: torch.device) -> Llama:
+    """The whole model in fp32 on `device` with the folder's weights; raises as `load_subject`."""
     model = Llama(config)
     load_weights(model, config, folder)
-    _refuse_leftovers(model, config, folder)
+    _refuse_leftovers(config, folder)
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise UserError(f"{folder}: {name} holds NaN or infinity; the run diverged, analyse an earlier checkpoint")
+        refuse_not_finite(parameter, name, str(folder))
     return model.to(device).requires_grad_(False)
 
 
-def untrained_model(source: Source, device: torch.device) -> tuple[Llama, str]:
-    """The null of a checkpoint: the same shape with weights never trained, and in words where they came from."""
+def untrained_subject(
+    source: Source, device: torch.device, stream: bool = False, kept: bool = True
+) -> tuple[Subject, str]:
+    """The null of a checkpoint: the same shape with weights never trained, and in words where they came from.
+
+    `kept`: take the run's own untrained weights where it kept them.
+    """
     config = source.config.model
-    if source.untrained_folder is not None:
-        return load_model(config, source.untrained_folder, device), f"untrained weights in {source.untrained_folder}"
+    if source.family != MEGASINK:
+        make = stream_untrained_transformers if stream and source.family != "gpt2" else untrained_transformers
+        return make(source.folder, config, device), f"the same shape as transformers initialises a {source.family}"
+    if kept and source.untrained_folder is not None:
+        folder = source.untrained_folder
+        load = stream_megasink if stream else lambda *place: MegasinkSubject(load_model(*place))
+        return load(config, folder, device), f"untrained weights in {folder}"
     seed = source.config.training.seed
-    model = Llama(config, seed=seed)
-    return model.to(device).requires_grad_(False), f"the same shape initialised anew from the run's seed {seed}"
+    words = f"the same shape initialised anew from the run's seed {seed}"
+    if stream:
+        return stream_untrained_megasink(config, seed, device), words
+    return MegasinkSubject(Llama(config, seed=seed).to(device).requires_grad_(False)), words
 
 
-def _refuse_leftovers(model: Llama, config: ModelConfig, folder: Path) -> None:
+def _read_hugging_face(folder: Path) -> tuple[str, ModelConfig]:
+    """Who runs the model of a Hugging Face folder, and its shape."""
+    family = family_of(folder)
+    try:
+        return MEGASINK, read_model_config(folder)
+    except UserError:
+        if family == "megasink_llama" or family not in (*_OWN_TYPES, *FAMILIES):
+            if family is None or family == "megasink_llama":
+                raise
+            raise UserError(
+                f"{folder / CONFIG_FILE}: model_type {family!r} is not supported; {', '.join(FAMILIES)} are"
+            ) from None
+    return family, read_shape(folder)
+
+
+def _refuse_leftovers(config: ModelConfig, folder: Path) -> None:
     """A weight that nothing reads means another architecture: figures of it would be wrong without a word."""
-    used = {hugging_face_name(config, name) for name, _ in model.named_parameters()}
+    used = expected_weights(config).keys()
     with WeightReader(folder) as reader:
         left = [name for name in reader.names() if name not in used and not name.endswith("rotary_emb.inv_freq")]
     if left == ["lm_head.weight"] and not config.untie_embeddings_and_output_weights:

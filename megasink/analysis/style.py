@@ -84,7 +84,7 @@ def log_if_wide(axes: Axes, values: np.ndarray, ratio: float = 30.0) -> None:
         axes.set_yscale("log")
         plain_log_labels(axes)
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.06 * values.max() if values.size else None)
 
 
 def plain_log_labels(axes: Axes) -> None:

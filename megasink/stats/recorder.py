@@ -19,7 +19,11 @@ from megasink.stats.measures import Tokens, input_norm_edges, kurtosis, position
 from megasink.stats.reduce import Sums
 from megasink.stats.report import SinkReport
 
-Level = Literal["light", "full"]
+Level = Literal["light", "full", "forward"]
+"""`forward`: what of `full` a forward pass without gradients shows."""
+
+_OF_GRADIENTS = ("_grad_", "gradient_", "_g1_", "_g2_", "_g3_", "_bloat", "_change", "_compress")
+"""Parts of the names of figures that need a backward pass."""
 
 # entries [B, T] that hold this rank's share of the sequence under sequence parallelism
 _LOCAL_LIGHT = ("attention_norm_grad", "mlp_output", "block_output")
@@ -53,7 +57,7 @@ class SinkRecorder:
             block.recorder = self
 
     def start(self, level: Level = "light") -> None:
-        """Record every forward pass with gradients from here on; `full` takes every statistic there is."""
+        """Record every forward pass from here on, those with gradients unless `level` is `forward`."""
         self.pending.clear()
         self.level = level
         first = self.blocks[0].layer_index if self.blocks else 0
@@ -68,10 +72,15 @@ class SinkRecorder:
             first_token: int64 [B, T] of the whole sequences, index of the first token of each token's document, where
                 packed documents do not see each other.
         """
-        if self.level is None:
+        if self.level is None or torch.is_grad_enabled() == (self.level == "forward"):
             return None
         taps = self._leaves(hidden_states)
         names = [name for name, leaf in taps._asdict().items() if leaf is not None]
+        if self.level == "forward":
+            self._fold_complete()  # the micro-batch before this one
+            leaves = {name: getattr(taps, name).detach().fill_(torch.nan) for name in names}
+            self.pending[layer_index].append((leaves, first_token))
+            return taps
 
         def keep(gradients: tuple[Tensor, ...]) -> None:
             self.pending[layer_index].append((dict(zip(names, gradients, strict=True)), first_token))
@@ -87,9 +96,13 @@ class SinkRecorder:
             step: number of optimizer steps the weights had seen.
             gradient_scale: what recorded gradients are multiplied with to be those of the whole batch's loss.
         """
+        if self.level == "forward":
+            self._fold_complete()
         level, self.level = self.level, None
         arrays = self.sums.reduce(self.batch, gradient_scale)
-        arrays = _finish(arrays, self.config, full=level == "full")
+        arrays = _finish(arrays, self.config, full=level != "light")
+        if level == "forward":
+            arrays = {name: array for name, array in arrays.items() if not any(part in name for part in _OF_GRADIENTS)}
         starts, ends = position_bins(self.length)
         return SinkReport.of(self.config, step, level, self.length, starts, ends, arrays)
 
@@ -141,7 +154,7 @@ class SinkRecorder:
             self.batch, self.length = taps.value.shape[1:3]
             tokens = self._tokens(taps.value.device, first_token)
             add_light(self.sums, taps, tokens, self.layout)
-            if self.level == "full":
+            if self.level != "light":
                 add_full(self.sums, taps, tokens, self.layout)
 
     def _tokens(self, device: torch.device, first_token: Tensor | None) -> Tokens:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from megasink.analysis.bootstrap import compare
+from megasink.analysis.bootstrap import compare, intervals
 from megasink.analysis.figures import draw_figures
 from megasink.analysis.measured import MeasuredModel, Measurement
 from megasink.analysis.section import Section
@@ -80,8 +80,9 @@ def measurement(made: SinkReport, loss: float) -> Measurement:
         "mlp_t0": made["mlp_out_norm"][:, 0] * scatter,
         "gradient_sink_ratio": made["gradient_sink_ratio"].T,
         "gradient_sink_ratio_early": made["gradient_sink_ratio_early"].T,
+        "tokens": np.full(sequences, made.meta["seq_length"], float),
     }
-    return Measurement(made, per_sequence)
+    return Measurement(made, per_sequence, float(per_sequence["loss"].mean()))
 
 
 def models(**shape) -> list[MeasuredModel]:
@@ -109,7 +110,11 @@ def sections(made: list[MeasuredModel], seq_lengths: tuple[int, ...] = (256,)) -
     """All figures of `made`, once per length."""
     return [
         Section(
-            TokenSequences(np.zeros((8, length + 1), np.int64), "made up"), made, draw_figures(made), compare(*made)
+            TokenSequences(np.zeros((8, length + 1), np.int64), "made up"),
+            made,
+            draw_figures(made),
+            [compare(*made)],
+            [intervals(model) for model in made],
         )
         for length in seq_lengths
     ]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from megasink.analysis.analyze import analyze
 from megasink.analysis.request import AnalysisRequest, parse_count
-from megasink.analysis.source import find_source, untrained_model
+from megasink.analysis.source import find_source, untrained_subject
 from megasink.analysis.tokens import read_tokens
 from megasink.errors import UserError
 from tests.analysis import synthetic
@@ -56,7 +56,22 @@ def error_of(request: AnalysisRequest) -> str:
 def test_command_writes_the_report(made, tmp_path):
     out = tmp_path / "report"
     command = [sys.executable, "tools/analyze_ckpt.py", made / "base", made / "vscale", "--label", "base", "vscale"]
-    command += ["--data", made / "text", "--tokens", "0.2k", "--compare", "base:vscale", "--sink-pos", "0"]
+    command += [
+        "--data",
+        made / "text",
+        "--tokens",
+        "0.2k",
+        "--compare",
+        "base:vscale",
+        "--sink-pos",
+        "0,auto,3",
+        "--eps",
+        "0.2,0.3",
+        "--metrics",
+        "all",
+        "--null",
+        "auto",
+    ]
     command += ["--figures", "6,7,13", "--out", out, "--device", "cpu", "--quant"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -70,14 +85,18 @@ def test_command_writes_the_report(made, tmp_path):
     assert page.count("data:image/png;base64,") == 2 and page.count("<svg") == 1
     assert "http" not in page.replace("http://www.w3.org", "")
     numbers = json.loads((out / "metrics.json").read_text())
-    assert numbers["schema"] == "megasink.analysis/1"
+    assert numbers["schema"] == "megasink.analysis/2"
     (setting,) = numbers["settings"]
     base, vscale = setting["models"]
     assert len(base["quantization"]) == 5 and "one fixed scale per layer" in page
     assert all(check["passed"] for model in setting["models"] for check in model["checks"])
     assert base["trained"]["meta"]["step"] == 20 and base["untrained"]["meta"]["step"] == 0
     assert "untrained weights in" in base["null_source"] and "seed 3" in vscale["null_source"]
-    assert setting["comparison"][0]["name"] == "valid loss"
+    for model in (base, vscale):  # so few tokens that the counterfactual is measured on all of them
+        whole, cut = (model["counterfactual"][name]["arrays"] for name in ("whole", "value_path_cut"))
+        assert whole["attention_g2_norm"] == model["trained"]["arrays"]["attention_g2_norm"]
+        assert not np.any(cut["attention_g2_value_norm"]) and np.all(cut["attention_g2_key_norm"])
+    assert setting["comparisons"][0][0]["name"] == "valid loss"
     with open(out / "layers.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 3
@@ -89,10 +108,10 @@ def test_command_writes_the_report(made, tmp_path):
 def test_without_stored_null_it_is_initialised_as_training_does(made):
     """The seed and the shape decide the untrained weights, so both ways to the null must give the same."""
     source = find_source(made / "base")
-    stored, _ = untrained_model(source, torch.device("cpu"))
+    stored, _ = untrained_subject(source, torch.device("cpu"))
     shutil.copytree(source.folder, made / "alone", dirs_exist_ok=True)
-    again, _ = untrained_model(find_source(made / "alone"), torch.device("cpu"))
-    for (name, a), (_, b) in zip(stored.named_parameters(), again.named_parameters(), strict=True):
+    again, _ = untrained_subject(find_source(made / "alone"), torch.device("cpu"))
+    for (name, a), (_, b) in zip(stored.module.named_parameters(), again.module.named_parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0, msg=name)
 
 
@@ -116,6 +135,12 @@ def test_every_figure_is_drawn_and_trajectories_from_the_runs_reports(made, copi
         "figure02_qkv_gradients",
         "figure03_attention_regulators",
         "figure06_gradient_sinks",
+        "figure14_learned_gradient_sinks",
+        "figure09_qkv_gradients_by_layer",
+        "figure10_attention_regulators_by_depth",
+        "counterfactual",
+        "sink_positions",
+        "value_path_by_head",
         "figure07_sinks_and_activations",
         "figure11_mlp_regulators",
         "figure12_value_norms",
@@ -139,7 +164,7 @@ def make_tokenizer(folder: Path) -> str:
 def test_text_is_tokenized_with_the_named_tokenizer(made, tmp_path):
     tokenizer = make_tokenizer(tmp_path)
     text = tmp_path / "text.txt"
-    options = dict(data=str(text), tokenizer=tokenizer, out=str(tmp_path / "out"))
+    options = dict(data=str(text), tokenizer=tokenizer, out=str(tmp_path / "out"), figures="7")
     analyze(request_for(made, made / "base", **options), "")
     described = json.loads((tmp_path / "out" / "metrics.json").read_text())["settings"][0]["data"]
     assert "text.txt" in described and "spm.model" in described
@@ -246,7 +271,9 @@ class TestRefusals:
             ({"seq_length": "8,8"}, "named twice"),
             ({"bos": "on"}, "no BOS is known"),
             ({"seq_length": "1"}, "at least two tokens"),
-            ({"sink_pos": 3}, "only position 0"),
+            ({"sink_pos": "0,sideways"}, "give positions"),
+            ({"sink_pos": "0,0"}, "each once"),
+            ({"eps": "0.3,2"}, "between 0 and 1"),
             ({"device": "cuda:99"}, "not available"),
             ({"device": "toaster"}, "not available"),
             ({"out": "/proc/report"}, "cannot be written"),

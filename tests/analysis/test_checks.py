@@ -6,6 +6,7 @@ import torch
 
 from megasink.analysis import checks
 from megasink.analysis.checks import check_model
+from megasink.analysis.subject import MegasinkSubject
 from tests.analysis.runs import trained
 from tests.helpers.tiny import tiny_config
 
@@ -13,7 +14,7 @@ from tests.helpers.tiny import tiny_config
 def run(v_scale: str = "on"):
     model = trained(tiny_config(v_scale=v_scale)).requires_grad_(False)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    found = check_model(model, np.random.default_rng(0).integers(91, size=25))
+    found = check_model(MegasinkSubject(model), np.random.default_rng(0).integers(91, size=25))
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, before[name], rtol=0, atol=0)
         assert not parameter.requires_grad
@@ -29,8 +30,9 @@ def test_a_sound_model_passes_and_is_left_as_it_was(v_scale):
 
 
 def test_a_wrong_log_sum_exp_is_caught(monkeypatch):
-    original = checks.causal_attention
-    monkeypatch.setattr(checks, "causal_attention", lambda *states: (None, original(*states)[1] + 0.01))
+    keep = checks._OneAttention._keep
+    wrong = lambda self, query, key, value, lse, first: keep(self, query, key, value, lse + 0.01, first)  # noqa: E731
+    monkeypatch.setattr(checks._OneAttention, "_keep", wrong)
     found = run()
     assert not found["attention rows sum to 1"].passed
     assert not found["log-sum-exp against the whole matrix"].passed

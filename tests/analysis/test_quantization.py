@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from megasink.analysis.quantization import fake_quantize, per_row_scale, quantization_losses
-from megasink.analysis.source import find_source, load_model
+from megasink.analysis.source import find_source, load_subject
+from megasink.analysis.subject import MegasinkSubject
 from tests.analysis.runs import trained
 from tests.analysis.test_planted import H, V, blank, save
 from tests.helpers.tiny import tiny_config
@@ -34,10 +35,10 @@ def counting_losses(folder: Path, gain: float) -> tuple[list[float], np.ndarray]
     weights["model.layers.0.mlp.down_proj.weight"] = out
     weights["lm_head.weight"][:, V:] = 5 * torch.eye(V)
     source = find_source(save(folder, "megasink", config, weights))
-    model = load_model(source.config.model, source.folder, torch.device("cpu"))
+    subject = load_subject(source, torch.device("cpu"))
     samples = np.array([(start + np.arange(LENGTH + 1)) % V for start in range(0, V, 4)])
     assert (samples[:2] == OUTLIER).any()  # the calibration text holds it
-    return [row.loss for row in quantization_losses(model, samples)], samples[2:]
+    return [row.loss for row in quantization_losses(subject, samples)], samples[2:]
 
 
 def test_values_on_the_grid_stay():
@@ -65,6 +66,6 @@ def test_a_massive_activation_spoils_the_fixed_scale_only(tmp_path):
 def test_weights_are_put_back():
     model = trained(tiny_config()).requires_grad_(False)
     expected = {name: parameter.bfloat16() for name, parameter in model.named_parameters()}
-    quantization_losses(model, np.random.default_rng(0).integers(91, size=(4, 25)))
+    quantization_losses(MegasinkSubject(model), np.random.default_rng(0).integers(91, size=(4, 25)))
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter, expected[name], rtol=0, atol=0)

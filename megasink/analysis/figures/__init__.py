@@ -1,15 +1,18 @@
 """One module per figure; each has `draw(models)`, which returns a Drawing, or None where it does not apply."""
 
 from collections.abc import Collection
+from typing import Literal
 
 from megasink.analysis import style
 from megasink.analysis.figures import (
+    counterfactual,
     gradient_paths,
     gradient_sinks,
     massive_activations,
     qkv_gradients,
     regulators,
     sink_heads,
+    sink_positions,
     sinks_and_activations,
     theta,
     trajectories,
@@ -21,20 +24,28 @@ from megasink.analysis.measured import MeasuredModel
 from megasink.errors import UserError
 
 FIGURES = {
-    "6": gradient_sinks.draw,
     "7": sinks_and_activations.draw,
     "heads": sink_heads.draw,
+    "positions": sink_positions.draw,
     "massive": massive_activations.draw,
+    "6": gradient_sinks.draw,
+    "14": gradient_sinks.draw_learned,
     "1": value_gradients.draw,
     "2": qkv_gradients.draw,
+    "8": qkv_gradients.draw_by_step,
+    "9": qkv_gradients.draw_by_layer,
     "paths": gradient_paths.draw,
+    "values": counterfactual.draw_heads,
+    "counterfactual": counterfactual.draw,
     "3": regulators.draw_attention,
+    "10": regulators.draw_by_depth,
     "11": regulators.draw_mlp,
     "12": value_norms.draw,
     "13": theta.draw,
     "steps": trajectories.draw,
 }
 """By the paper's number, in the order of the report; names without a number are ours."""
+_OF_THE_FORWARD_PASS = ("7", "heads", "positions", "massive", "12", "13")
 
 
 def check_figure_names(wanted: list[str]) -> None:
@@ -45,10 +56,19 @@ def check_figure_names(wanted: list[str]) -> None:
 
 
 def draw_figures(
-    models: list[MeasuredModel], wanted: list[str] | None = None, leave_out: Collection[str] = ()
+    models: list[MeasuredModel],
+    wanted: list[str] | None = None,
+    leave_out: Collection[str] = (),
+    metrics: Literal["all", "forward", "grad"] = "all",
 ) -> list[Drawing]:
-    """Draw the figures named in `wanted` (all by default) that apply to `models`, in the order of the report."""
-    chosen = [draw for name, draw in FIGURES.items() if (wanted is None or name in wanted) and name not in leave_out]
+    """Draw the figures named in `wanted` that apply to `models`, in the order of the report.
+
+    Without `wanted` all are drawn, but for metrics `grad` those that need gradients alone; for `forward` they apply
+    where they need none.
+    """
+    if wanted is None:
+        wanted = [name for name in FIGURES if metrics != "grad" or name not in _OF_THE_FORWARD_PASS]
+    chosen = [draw for name, draw in FIGURES.items() if name in wanted and name not in leave_out]
     with style.figure_style():
         drawings = [draw(models) for draw in chosen]
     return [drawing for drawing in drawings if drawing is not None]

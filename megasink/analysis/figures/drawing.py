@@ -41,12 +41,20 @@ class Drawing:
     """File name without suffix."""
     title: str
     figure: Figure
+    shows: str
+    """What it shows, in one sentence: true for any model."""
     look: str
-    """What to see in it, and what the null means: true for any model."""
+    """How to read it, and what the null means."""
     reading: list[str] = field(default_factory=list)
     """What these models show, in numbers: one sentence each."""
     heat_maps: list[HeatMap] = field(default_factory=list)
     """Where the figure consists of heat maps: the same, for the page."""
+
+
+def legend_below(figure: Figure, most: int = 4, panel: int = 0) -> None:
+    """One legend for all panels, from the labels of one of them, under the figure."""
+    handles, labels = figure.axes[panel].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), most))
 
 
 def draw_heat_maps(figure: Figure, maps: list[HeatMap], colour_bar_label: str) -> None:

@@ -4,14 +4,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from megasink.analysis import style
-from megasink.analysis.figures.drawing import Drawing
+from megasink.analysis.figures.drawing import Drawing, legend_below
 from megasink.analysis.measured import MeasuredModel
 
+_SHOWS = (
+    "Through which projection the gradient of token 0 comes: its value, its key or its query, in shares that add up "
+    "to 1."
+)
 _LOOK = (
-    "The gradient that reaches token 0 at the attention norm's output (g2), split into what came back through its "
-    "value, its key and its query; the three shares add up to 1 in each layer (a share is the part's projection on "
-    "the whole, and can be negative). The paper's claim is about the value path: where its share is near 1, damping "
-    "it (V-scale) can remove the gradient sink. Broken lines: untrained."
+    "It is the gradient at the attention norm's output (g2); a share is the part's projection on the whole, and can "
+    "be negative. The paper's claim is about the value path: where its share is near 1, damping it (V-scale) can "
+    "remove the gradient sink. Broken lines: untrained."
 )
 _PATHS = ("value", "key", "query")
 
@@ -34,11 +37,10 @@ def draw(models: list[MeasuredModel]) -> Drawing | None:
         axes.set_title(model.label)
         style.layer_axis(axes, len(layers))
     figure.axes[0].set_ylabel("share of the gradient at token 0")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    legend_below(figure, most=3)
     reading = [_read(model) for model in models]
     title = "Paths of the sink's gradient"
-    return Drawing("paths", "gradient_paths", title, figure, _LOOK, reading)
+    return Drawing("paths", "gradient_paths", title, figure, _SHOWS, _LOOK, reading)
 
 
 def _read(model: MeasuredModel) -> str:

@@ -8,11 +8,11 @@ from megasink.analysis.figures.drawing import Drawing
 from megasink.analysis.measured import MeasuredModel
 from megasink.analysis.summary import attention_sink_null, per_layer
 
+_SHOWS = "By layer, how much attention token 0 gets (AS) and how large it is after each block and at the MLP's output."
 _LOOK = (
-    "Left: the share of attention that queries give to token 0 (AS, mean over heads; 1 would be all of it). Middle "
-    "and right: the size of token 0 after each block and at the MLP's output; massive activations are values far "
-    "above the untrained model's. Broken lines are the null (same shape, untrained weights); the grey dotted line is "
-    "AS of perfectly uniform attention, {uniform:.3f} at this length."
+    "Left: mean over heads; 1 would be all attention. Middle and right: massive activations are values far above the "
+    "untrained model's. Broken lines are the null (same shape, untrained weights); the grey dotted line is AS of "
+    "perfectly uniform attention, {uniform:.3f} at this length."
 )
 
 _PANELS = (
@@ -45,7 +45,7 @@ def draw(models: list[MeasuredModel]) -> Drawing:
     reading = [_read(model) for model in models]
     look = _LOOK.format(uniform=uniform)
     return Drawing(
-        "7", "figure07_sinks_and_activations", "Attention sinks and massive activations", figure, look, reading
+        "7", "figure07_sinks_and_activations", "Attention sinks and massive activations", figure, _SHOWS, look, reading
     )
 
 

@@ -6,10 +6,11 @@ from matplotlib.figure import Figure
 from megasink.analysis.figures.drawing import Drawing, HeatMap, draw_heat_maps
 from megasink.analysis.measured import MeasuredModel
 
+_SHOWS = "V-scale's learned theta, one cell per layer and key-value head."
 _LOOK = (
-    "V-scale's learned theta, one cell per layer and key-value head; point at a cell for its value. It starts at 0 "
-    "(white). Positive (red) means a larger C, so small values are damped more strongly; negative (blue) means that "
-    "the head asked for less damping. An untrained model is white everywhere."
+    "Point at a cell for its value. Theta starts at 0 (white). Positive (red) means a larger C, so small values are "
+    "damped more strongly; negative (blue) means that the head asked for less damping. An untrained model is white "
+    "everywhere."
 )
 
 
@@ -26,7 +27,7 @@ def draw(models: list[MeasuredModel]) -> Drawing | None:
     figure = Figure(figsize=(max(4.5, 4.2 * len(models)), 4.4))
     draw_heat_maps(figure, maps, "theta (C is multiplied by e^theta)")
     reading = [_read(model) for model in models]
-    return Drawing("13", "figure13_theta", "Learned strength of V-scale", figure, _LOOK, reading, maps)
+    return Drawing("13", "figure13_theta", "Learned strength of V-scale", figure, _SHOWS, _LOOK, reading, maps)
 
 
 def _read(model: MeasuredModel) -> str:

@@ -1,23 +1,25 @@
-"""Figures 1 and 2: the gradient that reaches the value of each token position."""
+"""Figure 1: the gradient that reaches the value of each token position."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from megasink.analysis import style
-from megasink.analysis.figures.drawing import Drawing
+from megasink.analysis.figures.drawing import Drawing, legend_below
 from megasink.analysis.measured import MeasuredModel, bin_centres, positions_per_bin
 from megasink.stats.report import SinkReport
 
+_SHOWS = "How much gradient reaches the value vector of each token position, averaged over layers and in three of them."
 _LOOK = (
-    "How much gradient reaches the value vector of each position (all key-value heads together, before V-scale), from"
-    " the first position to the last, in the first, a middle and the last layer and averaged over layers. The loss is"
-    " the sum over tokens, so lengths of the batch do not matter. A gradient sink is a left end far above the rest. "
-    "It falls with t even without training (broken lines), since early positions are seen by more queries: compare "
-    "with the broken line of the same colour."
+    "All key-value heads together, before V-scale; the loss is the sum over tokens, so the batch's size does not "
+    "matter. A gradient sink is a left end far above the rest. It falls with t even without training (broken lines), "
+    "since early positions are seen by more queries: compare with the broken line of the same colour."
 )
 
 
-def draw(models: list[MeasuredModel]) -> Drawing:
+def draw(models: list[MeasuredModel]) -> Drawing | None:
+    """None without gradients."""
+    if any("value_grad_norm_all" not in model.report.arrays for model in models):
+        return None
     num_layers = models[0].report.meta["num_layers"]
     middle = num_layers // 2
     panels = [("Mean over layers", None), ("Layer 0", 0), (f"Layer {middle}", middle), (f"Layer {num_layers - 1}", -1)]
@@ -36,11 +38,10 @@ def draw(models: list[MeasuredModel]) -> Drawing:
     for axes in figure.axes:
         style.plain_log_labels(axes)
         axes.set_ylabel("|dL/dv_t| (L2 norm)")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    legend_below(figure)
     reading = [_read(model) for model in models]
     title = "Value gradients by token position"
-    return Drawing("1", "figure01_value_gradients", title, figure, _LOOK, reading)
+    return Drawing("1", "figure01_value_gradients", title, figure, _SHOWS, _LOOK, reading)
 
 
 def _curve(report: SinkReport, layer: int | None) -> np.ndarray:

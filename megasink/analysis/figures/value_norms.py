@@ -11,11 +11,12 @@ from megasink.analysis.summary import per_layer
 from megasink.stats.report import SinkReport
 
 _CURVES = 6
+_SHOWS = "The size of value vectors by token position, for the analysed weights and earlier steps of the run."
 _LOOK = (
-    "The size of value vectors by token position (before V-scale, mean over layers and key-value heads). Models with "
-    "sinks drain the value of token 0: attention that is parked there then adds little. A left end below the rest is "
-    "that drain. Untrained values (broken line) are flat. Pale to dark: checkpoints of the run, where its live "
-    "statistics are there, from the first to the analysed one."
+    "Before V-scale, mean over layers and key-value heads. Models with sinks drain the value of token 0: attention "
+    "that is parked there then adds little. A left end below the rest is that drain. Untrained values (broken line) "
+    "are flat. Pale to dark: checkpoints of the run, where its live statistics are there, from the first to the "
+    "analysed one."
 )
 
 
@@ -37,7 +38,7 @@ def draw(models: list[MeasuredModel]) -> Drawing:
         axes.legend(fontsize=8.5)
     figure.axes[0].set_ylabel("|v_t| (L2 norm)")
     reading = [_read(model) for model in models]
-    return Drawing("12", "figure12_value_norms", "Value states by token position", figure, _LOOK, reading)
+    return Drawing("12", "figure12_value_norms", "Value states by token position", figure, _SHOWS, _LOOK, reading)
 
 
 def _curve(report: SinkReport) -> np.ndarray:
