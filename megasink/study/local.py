@@ -24,8 +24,15 @@ class Interruption:
 
     def __init__(self) -> None:
         self.count = 0
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
+
+    def __enter__(self) -> "Interruption":
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._on_signal) for number in signals}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self.count += 1
@@ -36,17 +43,17 @@ def run_in_turn(study: Study, refresh: Callable[[], None], say: Callable[[str], 
 
     `refresh` is called often while a run is going; it decides how often something is worth doing.
     """
-    interruption = Interruption()
-    for number, run in enumerate(study.runs, 1):
-        title = f"[{number}/{len(study.runs)}] {run.name}"
-        if is_locked(run.folder):
-            say(f"{title}: another process is training it; waiting for it to end")
-        while is_locked(run.folder) and not interruption.count:
-            time.sleep(_POLL_S)
-            refresh()
-        _run_to_its_end(study, run, title, interruption, refresh, say)
-        if interruption.count:
-            return False
+    with Interruption() as interruption:
+        for number, run in enumerate(study.runs, 1):
+            title = f"[{number}/{len(study.runs)}] {run.name}"
+            if is_locked(run.folder):
+                say(f"{title}: another process is training it; waiting for it to end")
+            while is_locked(run.folder) and not interruption.count:
+                time.sleep(_POLL_S)
+                refresh()
+            _run_to_its_end(study, run, title, interruption, refresh, say)
+            if interruption.count:
+                return False
     return True
 
 

@@ -60,7 +60,8 @@ def _difference_panel(study: StudySeries) -> Panel | None:
     if not shown:
         return None
     axes.axhline(0.0, color=style.colour(study.study.arms.index(study.study.baseline)), linewidth=1)
-    return Panel(f"Training loss minus {study.study.baseline}", "nats per token, same data", _png(drawing))
+    unit = "nats per token, same data" if study.study.same_data else "nats per token"
+    return Panel(f"Training loss minus {study.study.baseline}", unit, _png(drawing))
 
 
 def _draw(axes: Axes, by_seed: dict[int, Series], index: int) -> list[float]:

@@ -69,6 +69,7 @@ class Study:
     arms: list[str]
     runs: list[StudyRun]
     sbatch: dict[str, str]
+    same_data: bool
 
     @property
     def page(self) -> Path:
@@ -100,7 +101,7 @@ def load_study(path: Path) -> Study:
     baseline = file.baseline or next(iter(file.arms))
     if file.same_data:
         _check_same_data(runs, baseline, path)
-    return Study(path.stem, script, out, baseline, list(file.arms), runs, file.sbatch)
+    return Study(path.stem, script, out, baseline, list(file.arms), runs, file.sbatch, file.same_data)
 
 
 def to_words(flags: dict[str, str | list[str]]) -> list[str]:
