@@ -160,6 +160,7 @@ def save(run: Run, skipped_steps: int) -> None:
     progress = vars(run.progress)
     stream = run.train.dataset.state(run.progress.consumed_samples)
     run.saver.save(progress | {"data": stream}, run.engine.model, run.engine.engine)
+    run.watchdog.beat(run.progress.step, "training")
     event = {"event": "save", "step": run.progress.step, "stall_s": run.saver.stall_s}
     _report(run, event)
 

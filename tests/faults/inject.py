@@ -4,7 +4,8 @@ FAULT is JSON: {"kind": ..., "rank": R, "at": N}. Kinds and what N counts:
     kill, terminate, stop, sleep    before step N + 1: SIGKILL, SIGTERM or SIGSTOP to itself, or sleeping for ever
     signal                          before step N + 1: the signal "name" to itself or the process so many "up" (a
                                     launcher), with "group" to its whole process group, as a terminal sends Ctrl-C
-    fill                            before step N + 1: a file "filler" that takes all space of the folder "path"
+    fill, fill_while_writing        before step N + 1, or as the N-th save is about to write, long after it looked for
+                                    space: a file "filler" takes all space of the folder "path"
     nan                             the loss of steps N + 1, N + 2, ... up to "until" is NaN (on all ranks), or what
                                     block "layer" (0, 1, ...) puts out
     kill_after_file                 SIGKILL when the N-th file of checkpoints was written, by the thread that writes
@@ -44,21 +45,25 @@ def _arm(
     from megasink.checkpoint import saver
     from megasink.train import engine, loop
 
+    def send(number: signal.Signals):
+        return lambda: os.kill(os.getpid(), number)
+
     if kind == "nan":
         _poison(engine, loop, at, until, layer)
-    elif kind == "stop_after_file":
-        saver.describe_file = _dies_after(at, saver.describe_file, signal.SIGSTOP)
-    elif kind == "kill_after_file":
-        saver.describe_file = _dies_after(at, saver.describe_file)
+    elif kind in ("kill_after_file", "stop_after_file"):
+        number = signal.SIGKILL if kind == "kill_after_file" else signal.SIGSTOP
+        saver.describe_file = _at(at, saver.describe_file, after=send(number))
     elif kind == "kill_before_manifest":
-        saver.write_manifest = _dies_before(at, saver.write_manifest)
+        saver.write_manifest = _at(at, saver.write_manifest, before=send(signal.SIGKILL))
     elif kind == "kill_before_rename":
-        saver.write_manifest = _dies_after(at, saver.write_manifest)
+        saver.write_manifest = _at(at, saver.write_manifest, after=send(signal.SIGKILL))
+    elif kind == "fill_while_writing":
+        saver._write = _at(at, saver._write, before=lambda: _fill(Path(path) / "filler"))
     else:
         actions = {
-            "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
-            "terminate": lambda: os.kill(os.getpid(), signal.SIGTERM),
-            "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+            "kill": send(signal.SIGKILL),
+            "terminate": send(signal.SIGTERM),
+            "stop": send(signal.SIGSTOP),
             "sleep": lambda: time.sleep(1e6),
             "signal": lambda: _signal(_process(up), signal.Signals[name], group),
             "fill": lambda: _fill(Path(path) / "filler"),
@@ -116,28 +121,20 @@ def _poison(engine, loop, at: int, until: int, layer: int | None) -> None:
         engine.TrainEngine._loss = with_nan
 
 
-def _dies_before(count: int, function):
-    """SIGKILL at the `count`-th call of function, which starts to count behind step 0's weights."""
+def _at(count: int, function, before=lambda: None, after=lambda: None):
+    """function, whose `count`-th call, counted behind those for step 0's weights, does something before or after."""
     calls = iter(range(1, 1 << 30))
 
-    def dying(folder: Path, *arguments):
-        if "step_00000000" not in str(folder) and next(calls) == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(folder, *arguments)
-
-    return dying
-
-
-def _dies_after(count: int, function, by: signal.Signals = signal.SIGKILL):
-    calls = iter(range(1, 1 << 30))
-
-    def dying(folder: Path, *arguments):
+    def with_action(folder: Path, *arguments):
+        now = "step_00000000" not in str(folder) and next(calls) == count
+        if now:
+            before()
         result = function(folder, *arguments)
-        if "step_00000000" not in str(folder) and next(calls) == count:
-            os.kill(os.getpid(), by)
+        if now:
+            after()
         return result
 
-    return dying
+    return with_action
 
 
 if __name__ == "__main__":
