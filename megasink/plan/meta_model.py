@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megasink.config import RunConfig
-from megasink.model.llama import Layer, llama_layers, stage_blocks, token_losses
+from megasink.model.block import Block
+from megasink.model.llama import Layer, blocks_of, llama_layers, stage_blocks, token_losses
 from megasink.parallel.layout import ParallelLayout, build_layout
 from megasink.parallel.pipeline import layer_bounds
 
@@ -30,6 +31,9 @@ class MetaStage:
     @property
     def is_last(self) -> bool:
         return self.layout.pipeline.rank == self.layout.pipeline.size - 1
+
+    def blocks(self) -> list[Block]:
+        return blocks_of(self.modules)
 
     def inputs(self) -> Tensor:
         """What the stage is given of one micro-batch: int64 tokens, or hidden states [B, T of this rank, H]."""

@@ -1,5 +1,6 @@
 """Parameters that each rank holds, counted by formula; equal to those of the model on the meta device (tests/plan)."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from megasink.config import ModelConfig, ParallelConfig
@@ -59,3 +60,22 @@ def _stage(model: ModelConfig, parallel: ParallelConfig, blocks: int, first: boo
         whole=norms + (key_value + v_scale if groups < ranks else 0),
         matrices=embedding + attention + mlp + output,
     )
+
+
+def parameter_sizes(model: ModelConfig, parallel: ParallelConfig, stage: int) -> Counter[int]:
+    """Elements of a parameter -> how many parameters of that size a rank of the stage holds."""
+    ranks, hidden, width = parallel.tensor_model_parallel_size, model.hidden_size, model.kv_channels
+    here = stage_parameters(model, parallel)[stage]
+    groups = model.num_key_value_heads
+    groups_here = groups if groups < ranks else groups // ranks
+    sizes: Counter[int] = Counter()
+    sizes[hidden * width * model.num_attention_heads // ranks] += 2 * here.blocks
+    sizes[hidden * width * groups_here] += 2 * here.blocks
+    sizes[hidden * model.ffn_hidden_size // ranks] += 3 * here.blocks
+    sizes[hidden] += here.norms // hidden
+    if here.v_scale:
+        sizes[groups_here] += here.blocks
+    for table in (here.embedding, here.output):
+        if table:
+            sizes[table] += 1
+    return sizes

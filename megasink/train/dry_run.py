@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from megasink.config import RunConfig
@@ -18,7 +18,7 @@ from megasink.config.deepspeed import deepspeed_config
 from megasink.errors import UserError, is_speaking_rank
 from megasink.plan.checkpoint_size import checkpoint_bytes, kept_checkpoints
 from megasink.train.launch import first_host
-from megasink.train.vocabulary import missing_shards, resolve_vocab_size, vocab_size_without_data
+from megasink.train.vocabulary import missing_shards, vocab_size_at_hand
 
 
 @dataclass(frozen=True)
@@ -127,15 +127,8 @@ def _tokenizer(config: RunConfig) -> Finding:
 
 
 def _vocabulary(config: RunConfig) -> Finding:
-    tokenizer = config.data.tokenizer
-    if missing_shards(config):
-        size, source = vocab_size_without_data(config)
-    else:
-        at_hand = tokenizer if tokenizer is None or Path(tokenizer).exists() else None
-        size = resolve_vocab_size(replace(config, data=replace(config.data, tokenizer=at_hand)))
-        source = "agrees with the data" if at_hand is None else "data and tokenizer agree"
-    config.model.vocab_size = size
-    return Finding(f"{size} entries ({source}), {config.model.padded_vocab_size} with padding")
+    config.model.vocab_size, source = vocab_size_at_hand(config)
+    return Finding(f"{config.model.vocab_size} entries ({source}), {config.model.padded_vocab_size} with padding")
 
 
 def _samples(config: RunConfig) -> Finding:

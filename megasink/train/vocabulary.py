@@ -1,5 +1,6 @@
 """The vocabulary a run trains on: from the shards' manifests, checked against --vocab-size and --tokenizer."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from megasink.config import RunConfig
@@ -52,9 +53,17 @@ def resolve_vocab_size(config: RunConfig) -> int:
     return given or known
 
 
-def vocab_size_without_data(config: RunConfig) -> tuple[int, str]:
-    """Where the shards are not at hand: --vocab-size, the tokenizer's, or else ASSUMED_VOCAB_SIZE; and which it is."""
+def vocab_size_at_hand(config: RunConfig) -> tuple[int, str]:
+    """`resolve_vocab_size` where the shards are there, and where its size comes from.
+
+    Where they are not: --vocab-size, the tokenizer's, or else ASSUMED_VOCAB_SIZE. A tokenizer that is not there is not
+    looked at.
+    """
     tokenizer = config.data.tokenizer
+    if config.data.data_path and not missing_shards(config):
+        at_hand = tokenizer if tokenizer is None or Path(tokenizer).exists() else None
+        size = resolve_vocab_size(replace(config, data=replace(config.data, tokenizer=at_hand)))
+        return size, "agrees with the data" if at_hand is None else "data and tokenizer agree"
     if config.model.vocab_size is not None:
         return config.model.vocab_size, "--vocab-size"
     if tokenizer is not None and Path(tokenizer).exists():

@@ -1,0 +1,137 @@
+"""The planner's activation memory against the bytes autograd keeps of the real blocks."""
+
+import gc
+import warnings
+
+import pytest
+import torch
+
+from megasink.config import RunConfig
+from megasink.config.cli import from_dict
+from megasink.model.rope import rotary_tables
+from megasink.plan.activations import block_bytes, head_bytes
+from megasink.plan.meta_model import meta_stage
+from tests.plan.counting import as_compiled, counted_autograd, storages, tensors
+
+SMALL = {"hidden": 256, "ffn": 704, "heads": 8, "groups": 8, "batch": 2, "length": 256}
+WIDE = {"hidden": 128, "ffn": 1024, "heads": 8, "groups": 2, "batch": 4, "length": 192}
+LONG = {"hidden": 192, "ffn": 384, "heads": 16, "groups": 4, "batch": 1, "length": 1024}
+
+
+def run_of(shape: dict, recompute="none", tp=1, sp=False, cp=1, v_scale="on", precision="bf16", layers=1) -> RunConfig:
+    model = {
+        "num_layers": layers,
+        "hidden_size": shape["hidden"],
+        "ffn_hidden_size": shape["ffn"],
+        "num_attention_heads": shape["heads"],
+        "num_query_groups": shape["groups"],
+        "seq_length": shape["length"],
+        "vocab_size": 1000,
+        "v_scale": v_scale,
+    }
+    parallel = {
+        "tensor_model_parallel_size": tp,
+        "sequence_parallel": sp,
+        "context_parallel_size": cp,
+        "recompute": recompute,
+    }
+    training = {"micro_batch_size": shape["batch"], "precision": precision}
+    return from_dict(RunConfig, {"model": model, "parallel": parallel, "training": training}, "test")
+
+
+LAYOUTS = [
+    {},
+    {"v_scale": "off"},
+    {"v_scale": "backward-only"},
+    {"tp": 2},
+    {"tp": 2, "sp": True},
+    {"tp": 4, "sp": True, "v_scale": "off"},
+    {"cp": 2},
+]
+
+
+@pytest.mark.parametrize("shape", [SMALL, WIDE, LONG], ids=["small", "wide", "long"])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_eager_blocks_keep_what_the_formula_says(shape, recompute, layout):
+    config = run_of(shape, recompute, **layout, layers=3)
+    assert kept_by_one_more_block(config) == pytest.approx(block_bytes(config, compiled=False), rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [SMALL, WIDE, LONG], ids=["small", "wide", "long"])
+@pytest.mark.parametrize("layout", [{}, {"tp": 2}, {"tp": 2, "sp": True}], ids=str)
+def test_eager_blocks_under_selective_recomputation_too(shape, layout):
+    """Their tensors are kept in Python, where autograd's hooks do not see them."""
+    config = run_of(shape, "selective", **layout, layers=3)
+    found = kept_by_one_more_block(config, in_python=True)
+    assert found == pytest.approx(block_bytes(config, compiled=False), rel=0.05)
+
+
+def kept_by_one_more_block(config: RunConfig, in_python: bool = False) -> int:
+    """On the meta device: three blocks less two."""
+    kept = []
+    with meta_stage(config, 0) as stage:
+        embedding, *blocks, _norm, _output = stage.calls
+        for block in blocks:
+            block.prepare(config.parallel.recompute)
+        hidden_states = embedding(stage.inputs()).detach().requires_grad_()
+        blocks[0](hidden_states)  # makes the cos and sin tables
+        for count in (2, 3):
+            there = tensors(gc.get_objects()) if in_python else list(stage.modules.parameters())
+            ignored = set(storages(there))
+            with counted_autograd(ignored) as found:
+                states = hidden_states
+                for block in blocks[:count]:
+                    states = block(states)
+                if in_python:
+                    now = storages(tensors(gc.get_objects()))
+                    found |= {key: size for key, size in now.items() if key not in ignored}
+            kept.append(sum(found.values()))
+            del states, found, there
+    return kept[1] - kept[0]
+
+
+COMPILED = [
+    (SMALL, {}),
+    (WIDE, {}),
+    (LONG, {"v_scale": "off"}),
+    (SMALL, {"v_scale": "off"}),
+    (SMALL, {"v_scale": "backward-only"}),
+    (WIDE, {"tp": 2, "sp": True}),
+    (LONG, {"tp": 8}),
+    (SMALL, {"cp": 2}),
+    (SMALL, {"recompute": "selective"}),
+    (WIDE, {"recompute": "selective", "tp": 2, "sp": True}),
+    (LONG, {"recompute": "full"}),
+]
+
+
+@pytest.mark.parametrize(("shape", "layout"), COMPILED, ids=str)
+def test_compiled_blocks_keep_what_the_formula_says(shape, layout):
+    """What torch.compile's partitioner chooses; no code is generated."""
+    config = run_of(shape, **layout)
+    with meta_stage(config, 0) as stage, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stage.modules.to_empty(device="cpu")
+        block = stage.calls[1]
+        block.prepare(config.parallel.recompute)
+        block.run = as_compiled(block.run)
+        length = shape["length"] // layout.get("cp", 1) // (layout["tp"] if layout.get("sp") else 1)
+        hidden_states = torch.zeros(shape["batch"], length, shape["hidden"], dtype=torch.bfloat16, requires_grad=True)
+        tables = rotary_tables(stage.config.model, shape["length"], torch.device("cpu"), torch.float32)
+        with counted_autograd(set(storages([*stage.modules.parameters(), *tables]))) as found:
+            block(hidden_states)
+    assert sum(found.values()) == pytest.approx(block_bytes(config, compiled=True), rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [SMALL, WIDE], ids=["small", "wide"])
+@pytest.mark.parametrize("layout", [{}, {"tp": 2}, {"tp": 2, "sp": True}], ids=str)
+def test_the_head_keeps_what_the_formula_says(shape, layout):
+    config = run_of(shape, **layout)
+    with meta_stage(config, 0) as stage:
+        embedding, _block, norm, output = stage.calls
+        hidden_states = embedding(stage.inputs()).detach().requires_grad_()
+        ignored = set(storages([*stage.modules.parameters(), hidden_states]))
+        with counted_autograd(ignored) as found:
+            stage.losses(output(norm(hidden_states)))
+    assert sum(found.values()) == pytest.approx(head_bytes(config), rel=0.05)

@@ -1,0 +1,21 @@
+"""What a run needs and how long it takes, before it is queued: python tools/plan.py RUN.yaml --nodes 8 --gpu h100."""
+
+import sys
+
+from megasink.config.cli import parse_cli
+from megasink.errors import run_cli
+from megasink.plan.command import PlanCommand, print_plan
+from megasink.train.vocabulary import vocab_size_at_hand
+
+
+def main() -> None:
+    argv = sys.argv[1:]
+    if argv and not argv[0].startswith("-"):
+        argv = ["--config", *argv]
+    command = parse_cli(PlanCommand, argv, "Plan a run: memory, messages, time, checkpoints (docs/planning.md).")
+    command.model.vocab_size, source = vocab_size_at_hand(command)
+    print_plan(command, source)
+
+
+if __name__ == "__main__":
+    run_cli(main)
