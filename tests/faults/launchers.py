@@ -41,8 +41,9 @@ def launch(launcher: str, run: Path, tokens: Path, fault: dict, *flags: object, 
     said = run.with_suffix(".said")
     with open(said, "w") as file:
         runner = subprocess.Popen(
-            list(map(str, command)), env=environment, cwd=ROOT, stdout=file, stderr=file, start_new_session=True
-        )
+            list(map(str, command)), env=environment, cwd=ROOT, stdout=file, stderr=file, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells have background jobs ignore it
+        )  # fmt: skip
     try:
         code = runner.wait(patience_s)
         deadline = time.monotonic() + 10.0
