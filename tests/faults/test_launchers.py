@@ -1,6 +1,6 @@
-"""A signal to the launcher itself: the whole job saves one step and ends, as docs/fault-tolerance.md says.
+"""Signals as people and schedulers send them to launchers: the job saves one step and ends.
 
-`tests/long/signals.py` tries all signals on all processes.
+`tests/long/signals.py` tries all signals on all processes; docs/fault-tolerance.md has its table.
 """
 
 import pytest
@@ -11,11 +11,14 @@ from tests.faults.test_faults import steps_of
 FLAGS = ["--train-iters", 10**6, "--save-interval", 0, "--tensor-model-parallel-size", 2]
 
 
-@pytest.mark.parametrize(("launcher", "name"), [("torchrun", "SIGTERM"), ("deepspeed", "SIGINT")])
-def test_a_signal_to_the_launcher_stops_the_job_with_a_checkpoint(tokens, tmp_path, launcher, name):
+@pytest.mark.parametrize(
+    ("launcher", "signal"),
+    [("torchrun", {"name": "SIGTERM"}), ("deepspeed", {"name": "SIGINT", "group": True})],  # the second is Ctrl-C
+)
+def test_a_signal_stops_the_job_with_a_checkpoint(tokens, tmp_path, launcher, signal):
     run = tmp_path / "run"
-    fault = {"kind": "signal", "rank": 1, "at": 5, "name": name, "up": RUNNER_UP[launcher]}
+    fault = {"kind": "signal", "rank": 1, "at": 5, "up": RUNNER_UP[launcher]} | signal
     ended = launch(launcher, run, tokens, fault, *FLAGS)
     assert ended.code != 0 and not ended.trained_on, ended.output
-    assert steps_of(run)[-1] >= 5, ended.output
-    assert ended.lines("Stopped after step"), ended.output
+    (stopped,) = ended.lines("Stopped after step")
+    assert steps_of(run)[-1] == int(stopped.split()[3]) >= 5
