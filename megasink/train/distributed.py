@@ -31,6 +31,8 @@ def start_distributed(timeout_in_mins: float = 30.0) -> torch.device:
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     timeout = datetime.timedelta(minutes=timeout_in_mins)
+    # that of init is the first group's alone; all later ones, DeepSpeed's too, take these
+    dist.distributed_c10d.default_pg_timeout = dist.distributed_c10d.default_pg_nccl_timeout = timeout
     with quiet_stdout():
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False, timeout=timeout)
     return device

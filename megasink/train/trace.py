@@ -27,6 +27,7 @@ _BY_KERNEL = [
 ]
 # eager kernels have names like vectorized_elementwise_kernel: the operators around their launch say more
 _BY_RANGE = [
+    ("attention", ("scaled_dot_product",)),
     ("cross entropy", ("crossentropy", "cross_entropy")),
     ("norm", ("rmsnorm", "rms_norm")),
     ("swiglu", ("silu", "swiglu")),
@@ -76,7 +77,7 @@ def category_of(kernel: str, ranges: tuple[str, ...] = ()) -> str:
 
 
 def read_trace(path: Path) -> Trace:
-    """Of a Chrome trace. On a machine without a GPU the operators that contain no other stand in for kernels."""
+    """Of a Chrome trace. On a machine without a GPU operators stand in for kernels, each with the time of its own."""
     events = [event for event in json.loads(path.read_text())["traceEvents"] if event.get("ph") == "X"]
     host = [event for event in events if event.get("cat") in ("cpu_op", "user_annotation")]
     device = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
@@ -87,7 +88,7 @@ def read_trace(path: Path) -> Trace:
     }
     threads = _Threads(host)
     if not device:
-        device = threads.leaves()
+        device = threads.operators()
     kernels = []
     for event in device:
         launch = launches.get(event.get("args", {}).get("correlation"), event)
@@ -183,12 +184,15 @@ class _Threads:
             at = self.parents[tid][at]
         return tuple(reversed(names))
 
-    def leaves(self) -> list[dict]:
-        """Operators that contain no other range."""
+    def operators(self) -> list[dict]:
+        """Every operator, its duration without those it contains."""
         found = []
         for tid, own in self.events.items():
-            inner = set(self.parents[tid])
-            found += [e for at, e in enumerate(own) if at not in inner and e["cat"] == "cpu_op"]
+            inner = [0.0] * len(own)
+            for event, parent in zip(own, self.parents[tid], strict=True):
+                if parent >= 0:
+                    inner[parent] += event["dur"]
+            found += [e | {"dur": e["dur"] - inner[at]} for at, e in enumerate(own) if e["cat"] == "cpu_op"]
         return found
 
 

@@ -39,11 +39,26 @@ def test_optimizer_range_outranks_the_name():
     assert category_of("triton_poi_fused_mul_pow_rsqrt_0", (OPTIMIZER_RANGE, "aten::mul")) == "optimizer"
 
 
-def test_kernels_take_the_ranges_of_their_launch(tmp_path):
-    def event(category: str, name: str, start: float, duration: float, thread: int, **arguments) -> dict:
-        times = {"ts": start, "dur": duration, "tid": thread}
-        return {"ph": "X", "cat": category, "name": name, "args": arguments} | times
+def event(category: str, name: str, start: float, duration: float, thread: int, **arguments) -> dict:
+    times = {"ts": start, "dur": duration, "tid": thread}
+    return {"ph": "X", "cat": category, "name": name, "args": arguments} | times
 
+
+def test_without_a_gpu_operators_count_without_what_they_contain(tmp_path):
+    events = [
+        event("cpu_op", "aten::scaled_dot_product_attention", 0, 20, 1),
+        event("cpu_op", "aten::_scaled_dot_product_flash_attention_for_cpu", 5, 10, 1),
+        event("cpu_op", "aten::empty", 6, 1, 1),
+        event("cpu_op", "aten::mm", 21, 7, 1),
+    ]
+    (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": events}))
+    kernels = read_trace(tmp_path / "trace.json").kernels
+    assert [(kernel.category, kernel.duration) for kernel in kernels] == [
+        ("attention", 10), ("attention", 9), ("attention", 1), ("matmul", 7),
+    ]  # fmt: skip
+
+
+def test_kernels_take_the_ranges_of_their_launch(tmp_path):
     events = [
         event("user_annotation", OPTIMIZER_RANGE, 0, 10, 1),
         event("cpu_op", "aten::mul", 1, 2, 1),
