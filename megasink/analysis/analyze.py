@@ -116,7 +116,8 @@ def _measure_all(
     subset = [_first_sequences(sequences) for sequences in settings] if backward else []
     passes = len(sources) * (1 if request.null == "none" else 2)
     total = passes * sum(sequences.num_tokens for sequences in settings)
-    total += len(sources) * sum(2 * len(part.samples) * part.seq_length for part in subset)
+    for part, sequences in zip(subset, settings, strict=False):
+        total += len(sources) * part.num_tokens * (1 + (part.num_tokens < sequences.num_tokens))
     with tqdm(total=total, unit="tok", unit_scale=True, disable=None) as bar:
 
         def run(subject: Subject, sequences: TokenSequences, step: int | None, **options) -> Measurement:
@@ -129,9 +130,12 @@ def _measure_all(
             details = describe_model(source, subject)
             checks = check_model(subject, settings[0].samples[0], gradients=backward)
             trained = [run(subject, sequences, source.step, wanted=wanted) for sequences in settings]
-            both_ways = [
-                [run(subject, part, source.step, detach_values=way).report for way in (False, True)] for part in subset
-            ]
+            both_ways = []
+            for part, sequences, measurement in zip(subset, settings, trained, strict=False):
+                everything = len(part.samples) == len(sequences.samples)
+                whole = measurement if everything else run(subject, part, source.step)
+                cut = run(subject, part, source.step, detach_values=True)
+                both_ways.append((whole.report, cut.report))
             quantized = []
             if request.quant:
                 subject = subject if backward else load_subject(source, device)

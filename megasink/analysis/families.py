@@ -82,7 +82,9 @@ def load_transformers(folder: Path, shape: ModelConfig, device: torch.device) ->
         UserError: weights that are damaged, missing, left over or of another shape.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # the analysis has one of its own
     options = dict(dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, local_files_only=True)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)

@@ -109,11 +109,9 @@ def console_summary(section: Section) -> str:
         ]
         parts.append("\n" + _columns(cells))
     for model in section.models:
-        found = [
-            f"k=0 {row.at_0:.1%} at eps {row.threshold:g}" for row in threshold_rows(model) if row.kind == "measured"
-        ]
+        found = [f"{row.at_0:.1%} at eps {row.threshold:g}" for row in threshold_rows(model) if row.kind == "measured"]
         if found:
-            parts.append(f"{model.label}: heads with a sink (Gu et al.) {', '.join(found)}")
+            parts.append(f"{model.label}: Gu et al.'s sinks at key 0: {', '.join(found)}")
     return "\n".join(parts)
 
 

@@ -24,11 +24,11 @@ def stream_megasink(config: ModelConfig, folder: Path, device: torch.device) -> 
     """Our Llama with the folder's weights, read from safetensors block by block at each forward pass."""
     with torch.device("meta"):
         model = Llama(config)
-    reader = WeightReader(folder)
     names = {name: hugging_face_name(config, name) for name, _ in model.named_parameters()}
     subject = MegasinkSubject(model)
-    _load_rest(subject, lambda name: reader.read(names[name]), device)
-    _stream(subject, lambda layer: _read_block(reader, subject.blocks[layer], layer), device, str(folder))
+    with WeightReader(folder) as reader:
+        _load_rest(subject, lambda name: reader.read(names[name]), device)
+    _stream(subject, lambda layer: _read_block(folder, subject.blocks[layer], layer), device, str(folder))
     return subject
 
 
@@ -47,10 +47,10 @@ def stream_untrained_megasink(config: ModelConfig, seed: int, device: torch.devi
 def stream_transformers(folder: Path, shape: ModelConfig, device: torch.device) -> TransformersSubject:
     """A Llama-shaped model of transformers, read from safetensors block by block at each forward pass."""
     subject = empty_transformers(folder, shape, device)
-    reader = WeightReader(folder)
-    _load_rest(subject, reader.read, device)
+    with WeightReader(folder) as reader:
+        _load_rest(subject, reader.read, device)
     subject.module.tie_weights()
-    _stream(subject, lambda layer: _read_block(reader, subject.blocks[layer], layer), device, str(folder))
+    _stream(subject, lambda layer: _read_block(folder, subject.blocks[layer], layer), device, str(folder))
     return subject
 
 
@@ -77,8 +77,10 @@ def stream_untrained_transformers(folder: Path, shape: ModelConfig, device: torc
     return subject
 
 
-def _read_block(reader: WeightReader, block: nn.Module, layer: int) -> dict[str, Tensor]:
-    return {name: reader.read(f"model.layers.{layer}.{name}") for name, _ in block.named_parameters()}
+def _read_block(folder: Path, block: nn.Module, layer: int) -> dict[str, Tensor]:
+    """The file is opened anew each time: an open one keeps every page that was read in this process's memory."""
+    with WeightReader(folder) as reader:
+        return {name: reader.read(f"model.layers.{layer}.{name}") for name, _ in block.named_parameters()}
 
 
 def _stream(subject: Subject, read: ReadBlock, device: torch.device, where: str) -> None:

