@@ -101,11 +101,14 @@ def test_wandb_absent_or_broken_never_stops_a_run(tokens, tmp_path, wandb):
     assert len(metrics(tmp_path / "run")) == 2
 
 
-def test_a_resumed_run_goes_on_under_its_wandb_id(tokens, tmp_path):
+def test_a_resumed_run_goes_on_under_its_wandb_id_and_its_files_hold_no_secrets(tokens, tmp_path):
     run = tmp_path / "run"
     flags = ["--data-path", tokens, "--save", run, "--wandb-mode", "offline", "--auto-resume", "--train-iters"]
-    train(*flags, 1)
-    train(*flags, 2)
+    secrets = {"WANDB_API_KEY": "5ec2e7" * 7, "HF_TOKEN": "hf_5ec2e75ec2e7"}
+    train(*flags, 1, environ=secrets)
+    train(*flags, 2, environ=secrets)
+    kept = b"".join(path.read_bytes() for path in (run / "wandb").rglob("*") if path.is_file())
+    assert b"5ec2e7" not in kept and b"--auto-resume" not in kept and b"num_layers" in kept
     folders = sorted((run / "wandb").glob("offline-run-*"))
     (run_id,) = {folder.name.rsplit("-", 1)[1] for folder in folders}
     assert len(folders) == 2 and (run / "wandb" / "run_id.txt").read_text() == run_id
