@@ -5,18 +5,22 @@ the next the tokenizer's file; one message answers, empty or why it cannot be us
 answered by one of ids, until stdin ends (also when the parent is killed). A message is its length as u64, then its
 bytes.
 
-An encoder remembers every word it has met, without bound, so it is replaced when it has grown by _MEMORY.
+An encoder remembers every word it has met, without bound, and gives no memory back when it goes. So a fork of the
+process that has loaded it does the work, until it has grown by _MEMORY; then the next fork takes over, in milliseconds.
 """
 
+import gc
 import itertools
 import os
 import struct
 import sys
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
 
-_MEMORY = 48 << 20  # bytes; above it come doublings of its table, too large for a run of 300 MB in all
+_MEMORY = 24 << 20  # bytes; its table doubles now and then, and a run with two workers is to stay below 300 MB
+_GROWN = 3  # exit code of a fork that hands over
 
 
 def send(stream: BinaryIO, *parts: bytes | memoryview) -> None:
@@ -61,9 +65,8 @@ def main() -> None:
         import gigatoken
 
         of_sentencepiece = kind == b"sentencepiece"
-        if of_sentencepiece:  # once to tokenizer.json, which loads six times faster
-            content = gigatoken.Tokenizer.from_sentencepiece(content)._hf_json
-        encode = gigatoken.Tokenizer.from_json(content).encode
+        load = gigatoken.Tokenizer.from_sentencepiece if of_sentencepiece else gigatoken.Tokenizer.from_json
+        encode = load(content).encode
     except ImportError:
         send(stdout, b"gigatoken is not installed (pip install gigatoken makes this several times faster)")
         return
@@ -73,15 +76,24 @@ def main() -> None:
         return
     send(stdout)
     limit = _resident() + _MEMORY
+    gc.freeze()  # a collection would write to pages that the forks share
     while True:
+        child = os.fork()
+        if child == 0:
+            os._exit(_serve(stdin, stdout, encode, limit))
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != _GROWN:
+            return
+
+
+def _serve(stdin: BinaryIO, stdout: BinaryIO, encode: Callable[[bytes], np.ndarray], limit: int) -> int:
+    """Answer until memory is above `limit` bytes (then _GROWN) or stdin ends. Nothing is read ahead of an answer."""
+    while _resident() <= limit:
         try:
             texts = receive_rows(stdin, 1)
         except EOFError:
-            return
+            return 0
         send_rows(stdout, [encode(bytes(text)).view("<i4") for text in texts], 4)
-        if _resident() > limit:
-            encode = None  # the old one goes before the new one comes
-            encode = gigatoken.Tokenizer.from_json(content).encode
+    return _GROWN
 
 
 def _resident() -> int:

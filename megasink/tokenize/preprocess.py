@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from megasink.data.build import SPLITS, parse_split
 from megasink.data.indexed import idx_path
@@ -19,6 +18,7 @@ from megasink.tokenize.merge import input_digest, merge_split, publish
 from megasink.tokenize.options import PreprocessConfig
 from megasink.tokenize.parts import Counts, Encoder, read_part, write_part
 from megasink.tokenize.plan import Plan, cut, describe
+from megasink.tokenize.progress import Progress
 from megasink.tokenize.sources import SourceFile, find_sources
 from megasink.tokenize.summary import Summary
 from megasink.tokenize.tokenizers import Tokenizer, load_tokenizer
@@ -44,7 +44,7 @@ def preprocess(config: PreprocessConfig) -> Summary:
     try:
         encoder = _encoder(config, tokenizer)
         plan = Plan(units, _settings(config, sources, tokenizer))
-        if config.resume and (done := _already_done(config, encoder, plan)) is not None:
+        if (config.resume or config.merge) and (done := _already_done(config, encoder, plan)) is not None:
             return done
         summary = _run(config, plan, range(index, len(units), count), reader, encoder)
     finally:
@@ -98,37 +98,11 @@ def _make_units(
     total = sum(segment.size for number in todo for segment in plan.units[number])
     with (
         ThreadPoolExecutor(encoder.tokenizer.num_calls) as executor,
-        _progress_bar(total or None) as bar,
+        Progress(total or None) as progress,
     ):
-        speed = _Speed(bar)
         for number in todo:
-            counts = write_part(folder, number, plan.units[number], reader, encoder, executor, speed.update)
+            counts = write_part(folder, number, plan.units[number], reader, encoder, executor, progress.update)
             summary.add(counts, made_now=True)
-
-
-def _progress_bar(total: int | None) -> tqdm:
-    """On a terminal at once; in a log a line every 30 seconds, and none for a shorter run."""
-    quiet = 0 if sys.stderr.isatty() else 30
-    return tqdm(
-        total=total, unit="B", unit_scale=True, desc="tokenize", file=sys.stderr, delay=quiet, mininterval=quiet or 0.2
-    )
-
-
-class _Speed:
-    """The progress bar's figures: MB of text and tokens per second so far."""
-
-    def __init__(self, bar: tqdm) -> None:
-        self._bar = bar
-        self._began = time.perf_counter()
-        self._characters = self._tokens = 0
-
-    def update(self, read: int, characters: int, tokens: int) -> None:
-        self._characters += characters
-        self._tokens += tokens
-        seconds = time.perf_counter() - self._began
-        rates = f"{self._characters / seconds / 1e6:.1f} MB/s, {self._tokens / seconds / 1e6:.2f} M tokens/s"
-        self._bar.set_postfix_str(rates, refresh=False)
-        self._bar.update(read)
 
 
 def _merge(config: PreprocessConfig, plan: Plan, workspace: Workspace, encoder: Encoder, summary: Summary) -> None:
@@ -269,6 +243,6 @@ def _already_done(config: PreprocessConfig, encoder: Encoder, plan: Plan) -> Sum
         if manifest is None or manifest.settings != plan.settings or not idx_path(prefix).exists():
             return None
         manifests[prefix] = manifest
-    summary = Summary(**next(iter(manifests.values())).corpus)
+    summary = Summary(**next(iter(manifests.values())).corpus, found=True)
     summary.outputs = {prefix: (manifest.documents, manifest.tokens) for prefix, manifest in manifests.items()}
     return summary

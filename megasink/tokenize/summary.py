@@ -14,6 +14,7 @@ class Summary:
         documents, tokens, text_bytes, longest: of the documents tokenized, before de-duplication; longest in tokens.
         empty, bad, duplicates: documents left out.
         library: what tokenized.
+        found: the outputs were there already.
         made_bytes, made_tokens, seconds: the work of this process alone (units finished earlier do not count).
     """
 
@@ -26,6 +27,7 @@ class Summary:
     bad: int = 0
     duplicates: int = 0
     library: str = ""
+    found: bool = False
     made_bytes: int = 0
     made_tokens: int = 0
     seconds: float = 0.0
@@ -61,7 +63,8 @@ class Summary:
                 f"{self.made_tokens / self.seconds / 1e6:.2f} M tokens/s"
             )
         for name, (documents, tokens) in self.outputs.items():
-            lines.append(f"wrote        {name}.bin and .idx: {documents:,} documents, {tokens:,} tokens")
+            verb = "found" if self.found else "wrote"
+            lines.append(f"{verb}        {name}.bin and .idx: {documents:,} documents, {tokens:,} tokens")
         if not self.outputs:
             lines.append("no output    yet: run again with --merge when every shard is done")
         return "\n".join(lines)

@@ -1,6 +1,8 @@
 """Rows of Parquet and Arrow files (pyarrow), and of datasets on a Hugging Face hub (datasets)."""
 
+import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 from megasink.errors import UserError
 from megasink.tokenize.sources import SourceFile
@@ -74,7 +76,10 @@ def open_hub_dataset(name: str, config: str | None, split: str) -> object:
         import datasets
     except ImportError:
         raise UserError("--hf-dataset needs the package datasets: pip install datasets") from None
+    if (Path(name) / "state.json").exists():
+        raise UserError(f"--hf-dataset {name}: a folder written by save_to_disk; read it with --input {name}")
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of many tries
     try:
         return datasets.load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # the library and its HTTP stack raise dozens of kinds

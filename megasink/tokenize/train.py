@@ -46,6 +46,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Path:
     path = Path(f"{config.output}.model")
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another --output") from None

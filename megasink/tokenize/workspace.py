@@ -26,7 +26,7 @@ class Workspace:
         if not create and not self._plan_path.exists():
             raise UserError(f"--merge: there is no {self._plan_path}; run the --shard jobs first")
         try:
-            self.folder.mkdir(exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             if not self._plan_path.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
                 raise UserError(f"{self.folder} exists and is not ours; move it away or choose another --output-prefix")
             if not self._plan_path.exists():

@@ -194,6 +194,8 @@ class TestResume:
         again = preprocess(dataclasses.replace(config, resume=True))
         assert before == {path: path.stat().st_mtime_ns for path in Path(config.output_prefix).parent.iterdir()}
         assert (again.documents, again.tokens, again.outputs) == (first.documents, first.tokens, first.outputs)
+        merged_again = preprocess(dataclasses.replace(config, merge=True))  # as a job that is started twice does
+        assert f"found        {config.output_prefix}.bin" in str(merged_again)
 
     def test_a_changed_input_is_made_again(self, config, corpus):
         preprocess(config)
@@ -329,6 +331,8 @@ def test_datasets_of_the_hugging_face_library(config, tmp_path):
         write_jsonl(tmp_path / "hub" / f"train-{number}.jsonl", texts[3 * number : 3 * number + 3])
     preprocess(dataclasses.replace(config, input=(), hf_dataset=str(tmp_path / "hub")))
     assert documents(config.output_prefix) == expected
+    with pytest.raises(UserError, match="read it with --input"):
+        preprocess(dataclasses.replace(config, input=(), hf_dataset=str(tmp_path / "saved")))
     with pytest.raises(UserError, match='no column "body"'):
         preprocess(dataclasses.replace(config, input=(), hf_dataset=str(tmp_path / "hub"), json_key="body"))
     with pytest.raises(UserError, match="cannot be opened"):

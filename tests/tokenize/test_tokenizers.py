@@ -1,5 +1,9 @@
 """Every tokenizer through one face: ids, ends, and control tokens in text that stay text."""
 
+import os
+import signal
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -90,10 +94,26 @@ class TestGigatoken:
         rows = zip(reference.encode_batch(texts), fast.encode_batch(texts), strict=True)
         assert all(np.array_equal(left, right) for left, right in rows)
 
+    def test_memory_has_a_bound(self, sentencepiece_model):
+        """One process takes over from another, and no text is lost between them."""
+        pytest.importorskip("gigatoken")
+        reference = load_tokenizer(sentencepiece_model)
+        fast, _ = fastest(reference, 1, ["text"])
+        children = Path(f"/proc/{fast._workers[0]._process.pid}/task/{fast._workers[0]._process.pid}/children")
+        seen = set()
+        for number in range(12):
+            words = np.random.default_rng(number).integers(ord("a"), ord("z") + 1, (60_000, 8), dtype=np.uint8)
+            texts = [" ".join(bytes(word).decode() for word in words[first::3]) for first in range(3)]
+            rows = fast.encode_batch(texts)
+            seen.add(children.read_text())
+        assert all(np.array_equal(*pair) for pair in zip(reference.encode_batch(texts), rows, strict=True))
+        assert len(seen) > 1
+        fast.close()
+
     def test_a_process_that_dies_is_one_line(self, sentencepiece_model):
         pytest.importorskip("gigatoken")
         fast, _ = fastest(load_tokenizer(sentencepiece_model), 2, ["text"])
-        fast._workers[1]._process.kill()
+        os.killpg(fast._workers[1]._process.pid, signal.SIGKILL)
         with pytest.raises(UserError, match="a gigatoken process ended"):
             fast.encode_batch(["a", "b", "c"])
         fast.close()
