@@ -25,6 +25,7 @@ _BY_QUERY_HEAD = (
     "attention_logit_max",
     "attention_lse_max",
 )
+_BY_KEY_VALUE_HEAD = ("value_drain", "value_hat_drain", "value_path_share_by_head", "theta", "v_scale_c")
 
 
 def metrics_json(sections: list[Section], about: dict[str, str]) -> str:
@@ -70,14 +71,28 @@ def layers_csv(sections: list[Section]) -> str:
 
 
 def heads_csv(sections: list[Section]) -> str:
-    """One row per setting, model, weights, layer and query head: what the report holds by query head."""
+    """One row per setting, model, weights, layer and query head: what the report holds by query head, and by the
+    key-value head that it reads."""
     rows = []
     for place, report in _all_reports(sections):
-        figures = {name: report[name] for name in _BY_QUERY_HEAD if name in report.arrays}
+        figures = _by_query_head(report)
         for layer, head in np.ndindex(report["attention_sink"].shape):
             values = {name: repr(float(array[layer, head])) for name, array in figures.items()}
             rows.append(place | {"layer": layer, "head": head} | values)
     return _csv(rows)
+
+
+def _by_query_head(report: SinkReport) -> dict[str, np.ndarray]:
+    """Columns [L, N]."""
+    figures = {name: report[name] for name in _BY_QUERY_HEAD if name in report.arrays}
+    for place, eps in enumerate(report.meta.get("sink_thresholds", ())):
+        figures[f"gu_sink_above_{eps:g}"] = report["gu_sink_by_threshold"][:, :, place, 0]
+    group = report.meta["num_attention_heads"] // report.meta["num_key_value_heads"]
+    figures["key_value_head"] = np.broadcast_to(
+        np.arange(report.meta["num_attention_heads"]) // group, report["attention_sink"].shape
+    )
+    shared = {name: report[name] for name in _BY_KEY_VALUE_HEAD if name in report.arrays}
+    return figures | {name: array.repeat(group, axis=1) for name, array in shared.items()}
 
 
 def _all_reports(sections: list[Section]) -> Iterator[tuple[dict[str, Any], SinkReport]]:

@@ -105,6 +105,13 @@ def test_command_writes_the_report(made, tmp_path):
     assert len(rows) == 2 * 2 * 3
     expected = np.mean(base["trained"]["arrays"]["attention_sink"][1])
     assert float(rows[1]["attention_sink"]) == pytest.approx(expected)
+    with open(out / "heads.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 3 * 4
+    head = next(row for row in rows if row["model"] == "vscale" and (row["layer"], row["head"]) == ("1", "3"))
+    arrays = vscale["trained"]["arrays"]
+    assert float(head["theta"]) == arrays["theta"][1][1] and float(head["key_value_head"]) == 1
+    assert float(head["value_path_share_by_head"]) == arrays["value_path_share_by_head"][1][1]
     assert not list(out.rglob("*.tmp"))
 
 
