@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import errno
 import mmap
 import os
 import struct
@@ -67,7 +68,7 @@ class IndexedDataset:
         self.prefix = str(prefix).removesuffix(".idx").removesuffix(".bin")
         path = idx_path(self.prefix)
         try:
-            with open(path, "rb") as file:
+            with _open(path) as file:
                 self.dtype, num_sequences, num_bounds = _read_header(file, path)
                 sequence_starts = _read_sequences(file, num_sequences, self.dtype.itemsize, path)
                 self.document_starts = _read_bounds(file, num_bounds, sequence_starts, path)
@@ -122,10 +123,16 @@ def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: {error.strerror}; make it with tools/preprocess_data.py")
 
 
+def _open(path: Path) -> BinaryIO:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise UserError(f"{path}: not a file; {_REMAKE}")
+    return open(path, "rb")
+
+
 def _map_file(path: Path) -> np.ndarray:
     """The file's bytes as a read-only uint8 ndarray over a memory map (empty files, which cannot be mapped, too)."""
     try:
-        with open(path, "rb") as file:
+        with _open(path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 return np.zeros(0, np.uint8)
             # a plain ndarray over mmap: np.memmap's subclass makes every slice twice as slow
@@ -307,4 +314,6 @@ class IndexedDatasetWriter:
         self._idx.write(HEADER.pack(MAGIC, 1, code, self.num_documents, self.num_documents + 1))
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"cannot write {self.prefix}.bin and .idx: {error.strerror}; choose another --output-prefix")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "make room, then go on with --resume" if full else "choose another --output-prefix"
+        return UserError(f"cannot write {self.prefix}.bin and .idx: {error.strerror}; {remedy}")

@@ -21,7 +21,7 @@ class Tokenizer(Protocol):
         bos_id, eos_id: None where the tokenizer has none.
         digest: SHA-256 (hex) of the file that defines it.
         library: what encodes.
-        num_calls: calls of encode_batch worth making at once; the libraries' own threads share one call.
+        num_calls: calls of encode_batch worth making at once (the libraries have threads of their own).
     """
 
     vocab_size: int
@@ -76,7 +76,7 @@ class HuggingFaceTokenizer:
     """A `tokenizer.json`; BOS and EOS are named by the `tokenizer_config.json` beside it, or found by usual names."""
 
     library = "tokenizers"
-    num_calls = 1
+    num_calls = 2  # its threads rest while ids become arrays
 
     def __init__(self, path: Path) -> None:
         import tokenizers
@@ -133,8 +133,10 @@ def _find_file(path: Path) -> Path:
         raise UserError(
             f"--tokenizer {path}: no such file or folder; give a SentencePiece .model, a tokenizer.json or its folder"
         )
-    if not path.is_dir():
+    if path.is_file():
         return path
+    if not path.is_dir():  # reading a pipe would wait for ever
+        raise UserError(f"--tokenizer {path}: not a file (a pipe or device)")
     for name in ("tokenizer.json", *SENTENCEPIECE_NAMES):
         if (path / name).is_file():
             return path / name

@@ -1,5 +1,6 @@
 """Megatron's file format: what is written reads back, Megatron reads it too, and no damage passes as good."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -191,6 +192,14 @@ def test_a_missing_half(tmp_path):
     bin_path(prefix).unlink()
     assert "p.bin: No such file" in refuses(prefix)
     assert "make it with tools/preprocess_data.py" in refuses(tmp_path / "absent-p")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_a_pipe_is_not_waited_for(tmp_path, suffix):
+    prefix = write(tmp_path / "p", DOCUMENTS, 100)
+    Path(f"{prefix}{suffix}").unlink()
+    os.mkfifo(f"{prefix}{suffix}")
+    assert "not a file" in refuses(prefix)
 
 
 def test_a_manifest_of_other_files(tmp_path):

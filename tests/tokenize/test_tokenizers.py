@@ -73,6 +73,12 @@ def test_what_is_not_a_tokenizer(tmp_path, name, content, words):
         load_tokenizer(path.parent if name.startswith("folder") else path)
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.model")
+    with pytest.raises(UserError, match="not a file"):
+        load_tokenizer(tmp_path / "x.model")
+
+
 @pytest.fixture(scope="module", params=["sentencepiece_model", "hugging_face_folder"])
 def fast_pair(request):
     """A reference tokenizer and its fast double."""
