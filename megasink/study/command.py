@@ -138,9 +138,8 @@ class _Refresh:
             write_page(self.study, progress, live)
         for run, before in zip(progress, self.drawn, strict=False):
             if run.state == RUNNING and run.step > before.step:
-                _say(
-                    f"  {run.run.name}: step {run.step}/{run.total}, loss {run.loss:.4f}, {clock(run.remaining_s)} left"
-                )
+                loss = "not finite" if run.loss is None else f"{run.loss:.4f}"
+                _say(f"  {run.run.name}: step {run.step}/{run.total}, loss {loss}, {clock(run.remaining_s)} left")
         self.drawn, self.drawn_at = progress, time.monotonic()
 
 
