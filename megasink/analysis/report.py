@@ -92,7 +92,7 @@ def _interval(interval: Interval) -> str:
 
 
 def _ratio(triple: tuple[float, float, float] | None) -> str:
-    if triple is None:
+    if triple is None or math.isnan(triple[0]):
         return "-"
     median, low, high = (format_number(value, 3) for value in triple)
     return f"{median} [{low}, {high}]"

@@ -81,6 +81,12 @@ def save(folder: Path, form: str, config: ModelConfig, weights: dict[str, torch.
             "rms_norm_eps": config.norm_epsilon,
             "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_base},
         }
+        if config.v_scale == "on":  # the form that tools/convert_ckpt.py exports
+            described |= {
+                "model_type": "megasink_llama",
+                "initializer_range": config.init_method_std,
+                "v_scale_initial_c": H * config.kv_channels * config.init_method_std**2,
+            }
         (folder / "config.json").write_text(json.dumps(described))
         return folder
     source = folder / "source"
@@ -113,7 +119,9 @@ def analysed(tmp_path: Path, checkpoint: Path) -> dict[str, np.ndarray]:
     analyze(request, "")
     (setting,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["settings"]
     stored = setting["models"][0]["trained"]
-    return {name: np.array(array) for name, array in stored["arrays"].items()} | {"loss": stored["loss"]}
+    cut = setting["models"][0]["counterfactual"]["value_path_cut"]["arrays"]
+    arrays = {name: np.array(array) for name, array in stored["arrays"].items()}
+    return arrays | {"loss": stored["loss"], "cut_g2": np.array(cut["attention_g2_norm"])}
 
 
 @pytest.mark.parametrize("form", ["megasink", "hugging_face"])
@@ -156,6 +164,15 @@ def test_sink_of_given_weight_and_activation_of_given_size(tmp_path, form, kv_he
     np.testing.assert_allclose(found["value_norm"][0, :, 0], drained, rtol=TOLERANCE)
     np.testing.assert_allclose(found["value_norm"][0, :, 1:], others, rtol=TOLERANCE)
     np.testing.assert_allclose(found["loss"], math.log(V), rtol=TOLERANCE)  # the output layer is zero
+    # the elements of x_out: `size` once, sqrt(H) for every token, zeros for the rest; massive, since 1000 x 0 is 0
+    for name, value in (("top1", size), ("top2", math.sqrt(H)), ("median", 0.0), ("massive_count", 1)):
+        np.testing.assert_allclose(found[f"hidden_by_sequence_{name}"], value, rtol=TOLERANCE, err_msg=name)
+    assert (found["hidden_by_sequence_top1_position"] == 0).all() and (
+        found["hidden_by_sequence_top1_channel"] == V
+    ).all()
+    alpha = (1 + 0.7 * (LENGTH - 1)) / LENGTH  # Gu et al. count the query at the key itself: above 0.3 and 0.2
+    assert alpha > 0.3 and (found["gu_sink_by_threshold"][0, 0, :, 0] == 1).all()
+    assert (found["gu_sink_by_threshold"][0, group, :, 0] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -167,6 +184,7 @@ def test_sink_of_given_weight_and_activation_of_given_size(tmp_path, form, kv_he
         ("hugging_face", 2, "off"),
         ("megasink", 4, "on"),
         ("megasink", 2, "on"),
+        ("hugging_face", 2, "on"),
         ("megasink", 2, "backward-only"),
     ],
 )
@@ -206,6 +224,9 @@ def test_gradients_of_uniform_attention(tmp_path, form, kv_heads, v_scale):
     np.testing.assert_allclose(found["value_grad_norm_all"][0], norm.mean(axis=0), rtol=TOLERANCE)
     np.testing.assert_allclose(found["gradient_sink_ratio"][0], g2[:, 0] / g2[:, 1:].mean(axis=1), rtol=TOLERANCE)
     np.testing.assert_allclose(found["gradient_sink_ratio_early"], found["gradient_sink_ratio"], rtol=TOLERANCE)
+    shares = by_head[:, 0] ** 2 / norm[:, :1] ** 2
+    np.testing.assert_allclose(found["value_path_share_by_head"][0], shares.mean(axis=0), rtol=TOLERANCE)
+    np.testing.assert_allclose(found["cut_g2"], 0.0, atol=1e-12 * g2.max())  # keys and queries carry nothing
     if v_scale == "on":
         np.testing.assert_allclose(found["theta"], theta)
         np.testing.assert_allclose(found["v_scale_c"], c, rtol=TOLERANCE)
