@@ -17,6 +17,8 @@ from megasink.config.checks import check_run
 from megasink.config.deepspeed import deepspeed_config
 from megasink.errors import UserError, is_speaking_rank
 from megasink.plan.checkpoint_size import checkpoint_bytes, kept_checkpoints
+from megasink.plan.gpus import GPUS, RESERVED
+from megasink.plan.memory import stage_memory
 from megasink.train.launch import first_host
 from megasink.train.vocabulary import missing_shards, vocab_size_at_hand
 
@@ -58,6 +60,7 @@ def dry_run(config: RunConfig, world_size: int | None = None) -> None:
     }
     for subject, check in checks.items():
         report(subject, check(config))
+    report("memory", _memory(config, replicas))
     for line in _forward(config):
         report("forward", Finding(line))
     found = f"not checked here: {', '.join(missing)}" if missing else "all is there"
@@ -200,6 +203,19 @@ def _forward(config: RunConfig) -> list[str]:
         else:
             lines.append((stage, stage, text))
     return [f"stage {first}{f'-{last}' if last > first else ''}: {text}" for first, last, text in lines]
+
+
+def _memory(config: RunConfig, replicas: int) -> Finding:
+    stages = stage_memory(config, replicas, config.training.compile)
+    fullest = max(range(len(stages)), key=lambda stage: stages[stage].total)
+    total = stages[fullest].total
+    parts = ", ".join(f"{name} {_readable(size)}" for name, size in vars(stages[fullest]).items() if size > 0)
+    text = f"at most {_readable(total)} on a rank (stage {fullest}: {parts})"
+    sizes = {gpu.memory - RESERVED: gpu.name for gpu in GPUS.values()}
+    enough = [name for room, name in sizes.items() if total <= room]
+    if enough:
+        return Finding(f"{text}; fits {', '.join(enough)}")
+    return Finding(f"{text}; fits none of {', '.join(sizes.values())}; tools/plan.py finds a layout", "memory")
 
 
 def _existing_parent(path: Path) -> Path:

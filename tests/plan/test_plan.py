@@ -1,0 +1,100 @@
+"""tools/plan.py: what it prints, writes, refuses and suggests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megasink.config.cli import parse_cli
+from megasink.errors import UserError
+from megasink.plan.command import PlanCommand, print_plan
+from megasink.plan.plan import Machine, make_plan
+from megasink.plan.search import changed_flags, fitting_plans
+from megasink.plan.timing import bubble_fraction
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def command(preset: str, *flags: object) -> PlanCommand:
+    config = ["--config", EXAMPLES / preset, "--vocab-size", 32000, *flags]
+    return parse_cli(PlanCommand, list(map(str, config)))
+
+
+def test_a_plan_is_one_screen_and_says_who_holds_what(capsys):
+    print_plan(command("pretrain_70b.yaml", "--nodes", 64), "given")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 50 and max(map(len, lines)) <= 160
+    said = "\n".join(lines)
+    assert "512 h100" in said and "ranks 0-127" in said and "blocks 60-79, norm, output" in said
+    assert "query heads 8r to 8r+7" in said and "MFU" in said and "GPU-hours" in said
+
+
+def test_json_holds_the_same_plan(tmp_path, capsys):
+    file = tmp_path / "plan.json"
+    print_plan(command("pretrain_7b.yaml", "--nodes", 8, "--json", file, "--target-tokens", 1e12), "given")
+    plan = json.loads(file.read_text())
+    assert plan["gpus"] == 64 and plan["target_tokens"] == 1e12
+    assert plan["peak_memory"] == max(stage["memory"]["total"] for stage in plan["stages"])
+    assert plan["gpu_hours"] == pytest.approx(24 * plan["days"] * 64)
+    assert f"{plan['step_time_s']:.3f}" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_is_refused_with_flags_that_do(capsys):
+    asked = command("pretrain_7b.yaml", "--micro-batch-size", 16, "--tensor-model-parallel-size", 1)
+    asked.parallel.sequence_parallel = False
+    with pytest.raises(UserError, match="the nearest layout that fits") as refused:
+        print_plan(asked, "given")
+    assert "DOES NOT FIT" in capsys.readouterr().out
+    flags = str(refused.value).split("s a step): ")[1].split()
+    print_plan(command("pretrain_7b.yaml", "--micro-batch-size", 16, *_without_tp(flags), *flags), "given")
+    assert "DOES NOT FIT" not in capsys.readouterr().out
+
+
+def _without_tp(flags: list[str]) -> list[str]:
+    """The layout that was asked for, where the suggestion leaves it alone."""
+    asked = []
+    if "--tensor-model-parallel-size" not in flags:
+        asked += ["--tensor-model-parallel-size", "1"]
+    if "--sequence-parallel" not in flags:
+        asked += ["--no-sequence-parallel"]
+    return asked
+
+
+def test_a_model_too_large_for_the_machine_has_no_suggestion():
+    with pytest.raises(UserError, match="no layout of 1 GPUs fits"):
+        print_plan(command("pretrain_70b.yaml", "--gpus-per-node", 1, *_one_gpu()), "given")
+
+
+def _one_gpu() -> list[str]:
+    sizes = ["--tensor-model-parallel-size", "1", "--pipeline-model-parallel-size", "1"]
+    return [*sizes, "--no-sequence-parallel", "--global-batch-size", "64"]
+
+
+def test_layouts_that_contradict_the_machine_are_one_line():
+    with pytest.raises(UserError, match="24 ranks were started"):
+        print_plan(command("pretrain_70b.yaml", "--nodes", 3), "given")
+
+
+def test_search_ranks_what_fits_fastest_first():
+    config = command("pretrain_7b.yaml", "--nodes", 2).run_config()
+    plans = fitting_plans(config, Machine.of(2, 8, "a100-40gb"))
+    assert len(plans) > 10 and all(plan.fits for plan in plans)
+    assert [plan.step_time for plan in plans] == sorted(plan.step_time for plan in plans)
+    assert changed_flags(config, config) == [] and changed_flags(config, plans[0].config)
+
+
+def test_more_gpus_and_micro_batches_move_time_the_right_way():
+    config = command("pretrain_7b.yaml").run_config()
+    few, many = (make_plan(config, Machine.of(nodes, 8, "h100")) for nodes in (4, 16))
+    assert many.step_time < few.step_time < 5 * many.step_time
+    assert many.mfu < few.mfu < 0.735
+    assert bubble_fraction(4, 4) > bubble_fraction(4, 32) and bubble_fraction(1, 8) == 0
+
+
+def test_the_command_line(tmp_path):
+    start = [sys.executable, ROOT / "tools" / "plan.py", EXAMPLES / "pretrain_1b.yaml", "--gpu", "a100"]
+    result = subprocess.run(start, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+    assert result.returncode == 0 and "8 a100 (1 x 8)" in result.stdout, result.stderr
