@@ -4,9 +4,10 @@ The unit is a sequence or, where packed documents are kept apart, a document of 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -66,8 +67,10 @@ class Observer:
             handles += [
                 self.subject.blocks[layer].register_forward_hook(self._order_hook(layer, "hidden")),
                 mlp.register_forward_hook(self._order_hook(layer, "mlp_out")),
-                part_of(self.subject, layer, "value").register_forward_hook(self._value_hook(layer)),
-                part_of(self.subject, layer, "attention_norm").register_forward_hook(self._norm_hook(layer)),
+                part_of(self.subject, layer, "value").register_forward_hook(_on_gradient(self._first_value_gradient)),
+                part_of(self.subject, layer, "attention_norm").register_forward_hook(
+                    _on_gradient(partial(self._value_shares, layer))
+                ),
             ]
         yield
         for handle in handles:
@@ -169,36 +172,31 @@ class Observer:
 
         return hook
 
-    def _value_hook(self, layer: int):
-        """Keeps dL/dv at the documents' first tokens, by key-value head: [X, K, D]."""
-
-        def hook(_module, _args, output: Tensor) -> None:
-            if output.requires_grad:
-                output.register_hook(lambda gradient: self._first_value_gradient(layer, gradient))
-
-        return hook
-
-    def _first_value_gradient(self, layer: int, gradient: Tensor) -> None:
+    def _first_value_gradient(self, gradient: Tensor) -> None:
+        """Keep dL/dv at the documents' first tokens, by key-value head: [X, K, D]."""
         first = gradient.flatten(0, 1)[self.tokens.start]
-        self.found_value_gradient = first.unflatten(-1, (-1, self.subject.shape.kv_channels))
-
-    def _norm_hook(self, layer: int):
-        def hook(_module, _args, output: Tensor) -> None:
-            if output.requires_grad:
-                output.register_hook(lambda gradient: self._value_shares(layer, gradient))
-
-        return hook
+        self.value_gradient = first.unflatten(-1, (-1, self.subject.shape.kv_channels))
 
     def _value_shares(self, layer: int, g2: Tensor) -> None:
         """How much of g2 at the first tokens came through each head's value: W_h^T dL/dv_h . g2 / |g2|^2, [X, K]."""
         first = widen(g2.flatten(0, 1)[self.tokens.start])
-        gradient = widen(self.found_value_gradient)
+        gradient = widen(self.value_gradient)
         weight = widen(part_of(self.subject, layer, "value").weight).unflatten(0, gradient.shape[1:])  # [K, D, H]
         products = torch.einsum("xkd,kdh,xh->xk", gradient, weight, first).double()
         square = first.square().sum(dim=-1).double()
         there = (square > 0) & (self.tokens.size > 1)
         self.sums["shares"][layer] += (products[there] / square[there, None]).sum(dim=0)
         self.sums["shares_of"][layer] += there.sum().double()
+
+
+def _on_gradient(look: Callable[[Tensor], None]):
+    """A forward hook that has the gradient of the module's output looked at."""
+
+    def hook(_module, _args, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(look)
+
+    return hook
 
 
 def _stack(layers: list[list[Tensor]]) -> np.ndarray:

@@ -34,8 +34,9 @@ def draw(models: list[MeasuredModel]) -> Drawing:
             axes.plot(bin_centres(model.null), _curve(model.null), label="untrained", **style.null_line(index))
         axes.set_title(model.label)
         style.position_axis(axes, int(report["position_end"][-1]) - 1)
-        axes.set_ylim(bottom=0)
         axes.legend(fontsize=8.5)
+    highest = max(line.get_ydata().max() for axes in figure.axes for line in axes.get_lines())
+    figure.axes[0].set_ylim(0, 1.06 * highest)  # shared by all panels
     figure.axes[0].set_ylabel("|v_t| (L2 norm)")
     reading = [_read(model) for model in models]
     return Drawing("12", "figure12_value_norms", "Value states by token position", figure, _SHOWS, _LOOK, reading)
