@@ -17,16 +17,12 @@ _WINDOW_PIECES = 1 << 17  # pieces of documents located at once: vectorised, and
 
 @dataclass(frozen=True)
 class _Window:
-    """Samples base ... of an epoch: sample base + i is made of pieces bounds[i] up to bounds[i + 1].
+    """`count` samples from sample `first` on: sample first + i is made of pieces[bounds[i] : bounds[i + 1]]."""
 
-    Piece j is indexed.tokens[begins[j] : stops[j]]. Lists of int: the quickest to read one by one.
-    """
-
-    epoch: int
-    base: int
+    first: int
+    count: int
     bounds: list[int]
-    begins: list[int]
-    stops: list[int]
+    pieces: list[slice]
 
 
 class SampleSource(Protocol):
@@ -92,7 +88,7 @@ class TokenDataset:
         self._layout: tuple[int, np.ndarray | None, np.ndarray] | None = None
         pieces_per_sample = 1 + seq_length * (last - first) // self.num_tokens
         self._window_size = max(1, min(4096, _WINDOW_PIECES // pieces_per_sample))
-        self._window: _Window | None = None
+        self._window = _Window(0, 0, [], [])
 
     @cached_property
     def digest(self) -> str:
@@ -104,39 +100,37 @@ class TokenDataset:
 
     def sample(self, index: int) -> np.ndarray:
         """int64 [seq_length + 1] tokens of sample `index` >= 0."""
-        tokens, (begins, stops) = self.indexed.tokens, self._pieces(index)
-        if len(begins) == 1:
-            sample = tokens[begins[0] : stops[0]].astype(np.int64)
+        tokens, pieces = self.indexed.tokens, self._pieces(index)
+        if len(pieces) == 1:
+            sample = tokens[pieces[0]].astype(np.int64)
         else:
-            pieces = [tokens[begin:stop] for begin, stop in zip(begins, stops, strict=True)]
-            sample = np.concatenate(pieces, dtype=np.int64)
+            sample = np.concatenate([tokens[piece] for piece in pieces], dtype=np.int64)
         if self.first_token is not None:
             sample[0] = self.first_token
         return sample
 
     def document_ids(self, index: int) -> np.ndarray:
         """int32 [seq_length + 1]: 0 for the tokens of the sample's first document, 1 for the next, and so on."""
-        begins, stops = self._pieces(index)
-        lengths = [stop - begin for begin, stop in zip(begins, stops, strict=True) if stop > begin]
+        lengths = [piece.stop - piece.start for piece in self._pieces(index) if piece.stop > piece.start]
         return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
 
     def prefix_of(self, index: int) -> str:
         """The pair that sample `index` comes from, for messages."""
         return self.indexed.prefix
 
-    def _pieces(self, index: int) -> tuple[list[int], list[int]]:
-        """Where the ranges of `indexed.tokens` that make up sample `index`, one per document, begin and stop."""
-        if index < 0 or (self.num_samples is not None and index >= self.num_samples):
-            raise IndexError(f"sample {index} of {self.num_samples} in {self.indexed.prefix}")
-        epoch, number = divmod(index, self.samples_per_epoch)
-        row = number % self._window_size
+    def _pieces(self, index: int) -> list[slice]:
+        """The ranges of `indexed.tokens` that make up sample `index`, one per document."""
         window = self._window  # local: another thread may replace it
-        if window is None or window.epoch != epoch or window.base != number - row:
+        row = index - window.first
+        if not 0 <= row < window.count:
+            if index < 0 or (self.num_samples is not None and index >= self.num_samples):
+                raise IndexError(f"sample {index} of {self.num_samples} in {self.indexed.prefix}")
+            epoch, number = divmod(index, self.samples_per_epoch)
+            row = number % self._window_size
             window = self._window = self._locate(epoch, number - row)
-        first, stop = window.bounds[row], window.bounds[row + 1]
-        return window.begins[first:stop], window.stops[first:stop]
+        return window.pieces[window.bounds[row] : window.bounds[row + 1]]
 
-    def _locate(self, epoch: int, base: int) -> "_Window":
+    def _locate(self, epoch: int, base: int) -> _Window:
         """Where the samples base ... of an epoch's order lie in `indexed.tokens`."""
         order, ends = self._epoch_layout(epoch)
         numbers = np.arange(base, min(base + self._window_size, self.samples_per_epoch))
@@ -154,7 +148,8 @@ class TokenDataset:
         into_file = document_stop - slot_stop
         begins = np.maximum(slot_start, np.repeat(first, counts)) + into_file
         stops = np.minimum(slot_stop, np.repeat(stop, counts)) + into_file
-        return _Window(epoch, base, bounds.tolist(), begins.tolist(), stops.tolist())
+        first_sample = epoch * self.samples_per_epoch + base
+        return _Window(first_sample, len(numbers), bounds.tolist(), list(map(slice, begins.tolist(), stops.tolist())))
 
     def _epoch_layout(self, epoch: int) -> tuple[np.ndarray | None, np.ndarray]:
         """(document of each slot or None for stored order, int64 [slots] tokens of the epoch up to each slot's end)."""

@@ -79,7 +79,7 @@ def test_an_id_outside_the_vocabulary_ends_the_run_where_it_is_read(tmp_path):
     """Such damage shows only when a sample is read; the rank that reads it says so, in the one line that is said."""
     (prefix,) = shards(tmp_path, "p")
     dataset = build_dataset((str(prefix),), "969,30,1", "train", 16, 1234)
-    place = dataset.datasets[0]._pieces(7)[0][0]  # sample 7 is the second rank's, of the second batch
+    place = dataset.datasets[0]._pieces(7)[0].start  # sample 7 is the second rank's, of the second batch
     tokens = np.fromfile(f"{prefix}.bin", "<u2")
     tokens[place + 3] = 64
     tokens.tofile(f"{prefix}.bin")
