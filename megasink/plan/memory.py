@@ -117,7 +117,7 @@ def _moving(config: RunConfig, parameters: int, replicas: int) -> int:
         return (4 + 2) * bucket  # joined in fp32, cast to bf16 for the wire
     if zero <= 1:
         return element * bucket
-    reduced = 2 * element * bucket  # two of them, so that one fills while the other leaves (overlap_comm)
-    own = -(-parameters // replicas)
-    at_step = 4 * own  # the optimizer's flat copy of the gradients
-    return max(reduced, at_step) + (element * min(parameters, LIVE_PARAMETERS) if zero == 3 else 0)
+    at_step = 4 * -(-parameters // replicas)  # the optimizer's flat copy of the gradients
+    if zero == 2:  # two buckets of a fixed size, so that one fills while the other leaves (overlap_comm)
+        return max(2 * element * REDUCE_BUCKET, at_step)
+    return element * (REDUCE_BUCKET + min(parameters, LIVE_PARAMETERS)) + at_step

@@ -104,9 +104,7 @@ COMPILED = [
     (LONG, {"v_scale": "off"}),
     (SMALL, {"v_scale": "backward-only"}),
     (WIDE, {"tp": 2, "sp": True}),
-    (LONG, {"tp": 8}),
     (SMALL, {"cp": 2}),
-    (SMALL, {"recompute": "selective"}),
     (WIDE, {"recompute": "selective", "tp": 2, "sp": True}),
     (LONG, {"recompute": "full"}),
 ]
