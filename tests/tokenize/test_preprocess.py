@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from megasink.data.indexed import IndexedDataset
 from megasink.data.manifest import read_manifest
 from megasink.errors import UserError
+from megasink.tokenize.inspection import InspectConfig, inspect
 from megasink.tokenize.options import PreprocessConfig
 from megasink.tokenize.preprocess import preprocess
 from megasink.tokenize.tokenizers import load_tokenizer
 from tests.tokenize.conftest import write_jsonl
+from tests.tokenize.test_documents import write_as
 
 ROOT = Path(__file__).parents[2]
 SMALL = 700 / 2**20  # a unit of 700 bytes
@@ -286,6 +288,38 @@ class TestRefusals:
         with pytest.raises(UserError, match="not ours"):
             preprocess(dataclasses.replace(config, output_prefix=str(corpus.parent / "mine")))
         assert (corpus.parent / "mine.parts" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrow", ".txt"])
+def test_damaged_corpora_leave_a_whole_pair_or_nothing(config, tmp_path, suffix):
+    """Forty of each format, bits flipped, cut off, bytes put in: one line and no file, or files that are whole."""
+    rng = random.Random(suffix)
+    source = write_as(tmp_path, suffix)
+    whole = source.read_bytes()
+    config = dataclasses.replace(config, input=(str(source),))
+    refused = 0
+    for _ in range(40):
+        content = bytearray(whole)
+        at = rng.randrange(len(content))
+        match rng.randrange(3):
+            case 0:
+                content[at] ^= 1 << rng.randrange(8)
+            case 1:
+                del content[at:]
+            case 2:
+                content[at:at] = rng.choice([b"\0", b"\xff\xfe", b"{", b'"}\n{"text": 5}\n', b"\xed\xa0\x80"])
+        source.write_bytes(content)
+        try:
+            preprocess(config)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(source) in str(error)
+            assert list(Path(config.output_prefix).parent.iterdir()) == []
+        else:
+            assert inspect(InspectConfig(config.output_prefix, samples=0))
+            for written in (".bin", ".idx", ".json"):
+                Path(f"{config.output_prefix}{written}").unlink()
+    assert refused >= 5
 
 
 def command(*arguments: str, before: str = "pass") -> subprocess.CompletedProcess:
