@@ -10,8 +10,6 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from throughput.provenance import BENCHMARKS, provenance, write_json
 from throughput.report import OURS, PEERS, floor_parts, measured_row, table, with_ratios
 from throughput.shapes import Shape, shape_named
 from throughput.work import Work
 
 from megasink.config.cli import parse_cli
-from megasink.data.atomic import write_atomic
 from megasink.errors import UserError, run_cli
 
 CASES = ("floor", "bare", *OURS, *PEERS)
@@ -41,7 +39,6 @@ NEEDS = {
 }
 LENGTHS = (2048, 4096, 8192, 16384, 32768)
 MICRO_BATCHES = (1, 2, 4, 8, 16)
-BENCHMARKS = Path(__file__).resolve().parent
 
 
 @dataclass
@@ -83,7 +80,10 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}; name another folder") from None
-    about = provenance(config)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    about = provenance(
+        "megasink.throughput/1", config, device, {package for names in NEEDS.values() for package in names}
+    )
     rows = []
     for name, work in works:
         began = time.monotonic()
@@ -157,31 +157,6 @@ def missing(case: str) -> str | None:
         except importlib.metadata.PackageNotFoundError:
             absent.append(package)
     return f"not installed: {', '.join(absent)}" if absent else None
-
-
-def provenance(config: ThroughputConfig) -> dict:
-    """What was run, where and with which versions."""
-    versions = {"python": platform.python_version()}
-    for package in sorted({"torch", "triton", *(name for names in NEEDS.values() for name in names)}):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    git = ["git", "-C", str(BENCHMARKS), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
-    return {
-        "schema": "megasink.throughput/1",
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "git_commit": commit or None,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-        "versions": versions,
-        "settings": vars(config),
-    }
-
-
-def write_json(path: Path, content: dict) -> None:
-    write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _run_process(work: Work, request: Path, results: Path, log: Path, minutes: float) -> str:

@@ -27,7 +27,8 @@ def measure(work: Work) -> Iterator[dict]:
         dist.destroy_process_group()
 
 
-def build(work: Work) -> Step:
+def build(work: Work, tensor_parallel: int = 1) -> Step:
+    """`tensor_parallel` ranks, for which parallel_state has been initialised, share each layer."""
     shape = work.shape
     config = TransformerConfig(
         num_layers=shape.num_layers,
@@ -42,6 +43,7 @@ def build(work: Work) -> Step:
         add_bias_linear=False,
         attention_dropout=0.0,
         hidden_dropout=0.0,
+        tensor_model_parallel_size=tensor_parallel,
         bf16=True,
         params_dtype=torch.bfloat16,
         use_cpu_initialization=not torch.cuda.is_available(),

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +51,17 @@ class Outcome:
 class Job:
     """`megasink.train.main` (or another program) on every rank, started at once.
 
-    Each rank is a process of its own, forked from one that has imported torch and DeepSpeed already.
+    Each rank is a process of its own, forked from one that has imported torch and DeepSpeed already; or another
+    `context` of multiprocessing makes it.
     """
 
     def __init__(
-        self, *flags: object, ranks: int = 1, program: str = RANK_PROGRAM, environ: dict[str, str] | None = None
+        self,
+        *flags: object,
+        ranks: int = 1,
+        program: str = RANK_PROGRAM,
+        environ: dict[str, str] | None = None,
+        context: BaseContext = FORK_SERVER,
     ):
         common = os.environ | {
             "WORLD_SIZE": str(ranks),
@@ -68,7 +75,7 @@ class Job:
         self.ranks = []
         for rank, said in enumerate(self._said):
             variables = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | (environ or {})
-            self.ranks.append(FORK_SERVER.Process(target=_run_rank, args=(program, words, variables, str(said))))
+            self.ranks.append(context.Process(target=_run_rank, args=(program, words, variables, str(said))))
             self.ranks[-1].start()
 
     def ended(self) -> bool:
