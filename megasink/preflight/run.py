@@ -60,6 +60,6 @@ def run(config: PreflightConfig, device: torch.device, folder: Path, log: Path) 
         for line in verdicts(bad):
             print(line, file=sys.stderr, flush=True)
         if not bad:
-            print(f"megasink: {len(nodes.names)} nodes, none stands out; {folder / 'report.json'}", flush=True)
+            print(f"megasink: none of {len(nodes.names)} stands out; {folder / 'report.json'}", flush=True)
     watchdog.close()
     return bad
