@@ -29,5 +29,8 @@ def run_cli(main: Callable[[], None]) -> None:
         if is_speaking_rank() or isinstance(error, OneRankError):
             print(f"megasink: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read our output has seen enough: `tools/plan.py ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
