@@ -64,7 +64,7 @@ def _refusal(plan: Plan, instead: Plan | None) -> str:
         return f"{needs}; no layout of {plan.machine.world_size} GPUs fits: take more nodes, or a smaller model"
     return (
         f"{needs}; the nearest layout that fits ({instead.peak / GIB:.1f} GiB, {instead.step_time:.2f} s a step): "
-        f"{' '.join(changed_flags(plan.config, instead.config))}"
+        f"{' '.join(changed_flags(plan.config, instead.config))}; --search ranks all"
     )
 
 

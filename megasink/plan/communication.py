@@ -128,9 +128,8 @@ def _replicas(
         yield Message("gradients", "all-reduce", "replica", replicas, weights, micro_batches)
         yield Message("weights", "all-gather", "replica", replicas, weights, 1)
     else:
-        sizes = parameter_sizes(config.model, config.parallel, stage)
-        persistent = element * sum(size * count for size, count in sizes.items() if size <= PERSISTENT)
-        gathers = micro_batches * (2 if here.total > REUSE_DISTANCE else 1)
         yield Message("gradients", "reduce-scatter", "replica", replicas, weights, micro_batches)
-        yield Message("weights", "all-gather", "replica", replicas, weights - persistent, gathers)
-        yield Message("weights", "all-gather", "replica", replicas, persistent, 1)
+        again = micro_batches * (2 if here.total > REUSE_DISTANCE else 1)
+        for size, count in sorted(parameter_sizes(config.model, config.parallel, stage).items()):
+            gathers = count * (1 if size <= PERSISTENT else again)
+            yield Message("weights", "all-gather", "replica", replicas, element * size, gathers)

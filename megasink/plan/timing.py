@@ -4,6 +4,7 @@ Constants are calibrated on one profile (docs/results/profile_1b_accumulate1.jso
 assumed where nothing was measured; docs/planning.md compares the outcome with other measurements and published runs.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ LINK = 0.75
 """Of NVLink's and the network's bandwidth that large messages reach. Assumed: not measured by us."""
 LATENCY = 20e-6
 """Seconds of a message, however small. Assumed."""
+HOP = 10e-6
+"""Seconds from node to node, which a message over many nodes takes in turn. Assumed."""
 ADAMW_BYTES = 30
 """Of a parameter: gradient, master weight, two moments read, the last three and the bf16 weight written."""
 WIRE_BYTES = 12
@@ -73,28 +76,33 @@ def bubble_fraction(stages: int, micro_batches: int) -> float:
 
 
 def message_time(messages: Iterable[Message], config: RunConfig, replicas: int, gpu: Gpu, gpus_per_node: int) -> float:
-    """One after the other."""
-    return sum(
-        message.wire_bytes / (LINK * bandwidth(message, config, replicas, gpu, gpus_per_node)) + LATENCY * message.times
-        for message in messages
-    )
+    """One after the other. A ring passes every node in turn, an all-reduce over many is a tree up and down."""
+    seconds = 0.0
+    for message in messages:
+        nodes = -(-message.ranks // ranks_in_node(message, config, replicas, gpus_per_node))
+        hops = {"all-reduce": 2 * math.log2(nodes), "send": 0.0}.get(message.operation, nodes - 1.0)
+        speed = LINK * bandwidth(message, config, replicas, gpu, gpus_per_node)
+        seconds += message.wire_bytes / speed + (LATENCY + HOP * hops) * message.times
+    return seconds
+
+
+def ranks_in_node(message: Message, config: RunConfig, replicas: int, gpus_per_node: int) -> int:
+    """Of a message's group. Ranks are numbered node by node."""
+    tensor = config.parallel.tensor_model_parallel_size
+    stride = {"tensor": 1, "context": tensor, "replica": tensor, "pipeline": tensor * replicas}[message.axis]
+    return max(1, min(message.ranks, gpus_per_node // stride))
 
 
 def bandwidth(message: Message, config: RunConfig, replicas: int, gpu: Gpu, gpus_per_node: int) -> float:
     """Bytes/s of a rank in this message. A group inside a node talks over NVLink.
 
     Across nodes a ring enters and leaves each node once, through as many adapters as the group has ranks there, while
-    the node's other groups use theirs.
+    the node's other groups use theirs. A send to a neighbour uses one.
     """
-    parallel = config.parallel
-    tensor = parallel.tensor_model_parallel_size
-    stride = {"tensor": 1, "context": tensor, "replica": tensor, "pipeline": tensor * replicas}[message.axis]
-    if message.operation == "send":  # a neighbour, not a ring
-        return gpu.nvlink if stride * message.ranks <= gpus_per_node else gpu.network
-    if stride * message.ranks <= gpus_per_node:
+    in_node = ranks_in_node(message, config, replicas, gpus_per_node)
+    if in_node == message.ranks:
         return gpu.nvlink
-    in_node = max(1, gpus_per_node // stride)
-    return min(gpu.nvlink, in_node * gpu.network)
+    return gpu.network if message.operation == "send" else min(gpu.nvlink, in_node * gpu.network)
 
 
 def _stage(
