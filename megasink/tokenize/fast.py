@@ -35,8 +35,7 @@ class GigatokenTokenizer:
     gigatoken reads control tokens spelled out in text as control tokens; the documents that hold one are left to the
     reference, so that they stay text.
 
-    Raises:
-        NotUsable: gigatoken is missing or does not take the vocabulary.
+    They start meanwhile: call `wait_until_ready` before anything else.
     """
 
     library = "gigatoken"
@@ -46,9 +45,7 @@ class GigatokenTokenizer:
         try:
             for worker in self._workers:
                 worker.load(reference)
-            for worker in self._workers:
-                worker.wait_until_ready()
-        except (NotUsable, OSError, EOFError):
+        except OSError:
             self.close()
             raise
         self.num_calls = num_workers
@@ -61,6 +58,15 @@ class GigatokenTokenizer:
         # a substring search is far quicker than a pattern, so the pattern runs only where a token's beginning occurs
         self._beginnings = {token[:2] for token in reference.control_tokens}
         self._control = re.compile("|".join(map(re.escape, reference.control_tokens)) or r"(?!)")
+
+    def wait_until_ready(self) -> None:
+        """Raises NotUsable where gigatoken is missing or does not take the vocabulary; then the processes have ended."""
+        try:
+            for worker in self._workers:
+                worker.wait_until_ready()
+        except (NotUsable, OSError, EOFError):
+            self.close()
+            raise
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         worker = self._idle.get()
@@ -128,14 +134,16 @@ def fastest(reference: Tokenizer, num_workers: int, sample: list[str]) -> tuple[
 
     `sample` should be text of the corpus; it is encoded both ways, together with strings that encoders differ on.
     """
+    texts = [*sample, *_TRICKY, *(f"a{token}b {token}" for token in reference.control_tokens[:20])]
     try:
         fast = GigatokenTokenizer(reference, num_workers)
+        expected = reference.encode_batch(texts)
+        fast.wait_until_ready()
     except NotUsable as reason:
         return reference, str(reason)
     except (OSError, EOFError) as error:
         return reference, f"gigatoken did not start ({error})"
-    texts = [*sample, *_TRICKY, *(f"a{token}b {token}" for token in reference.control_tokens[:20])]
-    expected, found = reference.encode_batch(texts), fast.encode_batch(texts)
+    found = fast.encode_batch(texts)
     different = sum(not np.array_equal(left, right) for left, right in zip(expected, found, strict=True))
     if different:
         fast.close()
