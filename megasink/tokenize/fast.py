@@ -60,7 +60,7 @@ class GigatokenTokenizer:
         self._control = re.compile("|".join(map(re.escape, reference.control_tokens)) or r"(?!)")
 
     def wait_until_ready(self) -> None:
-        """Raises NotUsable where gigatoken is missing or does not take the vocabulary; then the processes have ended."""
+        """Raises NotUsable where gigatoken is missing or does not take the vocabulary; then the processes are gone."""
         try:
             for worker in self._workers:
                 worker.wait_until_ready()
