@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from megasink.analysis import numbers
 from megasink.analysis.about import DEFINITIONS
@@ -43,7 +44,7 @@ def write_report(folder: Path, sections: list[Section], about: dict[str, str]) -
 def _html(sections: list[Section], pictures: dict[int, str], about: dict[str, str]) -> str:
     environment = Environment(loader=PackageLoader("megasink.analysis"), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"number": format_number, "loss": _loss, "mean_max": _mean_and_max}
-    environment.filters |= {"ratio": _ratio, "interval": _interval, "rows": table_rows}
+    environment.filters |= {"ratio": _ratio, "interval": _interval_html, "rows": table_rows}
     environment.filters |= {"sinks": sink_rows, "thresholds": threshold_rows}
     environment.filters |= {"numbered": _numbered}
     environment.filters |= {"picture": lambda drawing: pictures[id(drawing)]}
@@ -89,6 +90,12 @@ def _mean_and_max(pair: tuple[float, float]) -> str:
 def _interval(interval: Interval) -> str:
     value, low, high = (format_number(number) for number in (interval.value, interval.low, interval.high))
     return f"{value} [{low}, {high}]"
+
+
+def _interval_html(interval: Interval) -> Markup:
+    """The brackets stay on one line."""
+    value, bounds = _interval(interval).split(" ", 1)
+    return Markup("{} <span>{}</span>").format(value, bounds)
 
 
 def _ratio(triple: tuple[float, float, float] | None) -> str:
