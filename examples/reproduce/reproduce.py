@@ -122,7 +122,7 @@ def write_study(recipe: Recipe, request: ReproduceRequest, out: Path) -> Path:
         "flags": data | recipe.flags,
         "arms": {arm: flags for arm, flags in recipe.arms.items() if not request.arms or arm in request.arms},
     }
-    path = out / "study.yaml"
+    path = out / f"reproduce_{Path(request.recipe).stem}.yaml"  # its name is the page's title
     path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
     return path
 

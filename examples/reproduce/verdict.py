@@ -11,6 +11,9 @@ GATE_SINKS = 0.3
 GATE_ACTIVATIONS = 3.0
 """t0/early of the baseline over its null from which on there are massive activations to shrink."""
 
+GATE_GRADIENTS = 1.5
+"""Median R_GS against 1..15 of the baseline over its null from which on there is a gradient sink to lose."""
+
 
 @dataclass(frozen=True)
 class ArmFigures:
@@ -72,12 +75,18 @@ def judge(baseline: ArmFigures, others: list[ArmFigures]) -> list[Criterion]:
     over_null = baseline.t0_over_early / baseline.null_t0_over_early
     sinks = baseline.attention_sink >= GATE_SINKS
     massive = over_null >= GATE_ACTIVATIONS
+    gradients = baseline.gradient_sink_over_null >= GATE_GRADIENTS
     criteria = [
         Criterion(f"gate: {baseline.arm} has sinks, AS mean >= {GATE_SINKS}", f"{baseline.attention_sink:.3f}", sinks),
         Criterion(
             f"gate: {baseline.arm} has massive activations, t0/early >= {GATE_ACTIVATIONS:g} x its null",
             f"{over_null:.2f} x",
             massive,
+        ),
+        Criterion(
+            f"gate: {baseline.arm} has a gradient sink, R_GS against 1..15 >= {GATE_GRADIENTS} x its null",
+            f"{baseline.gradient_sink_over_null:.2f} x",
+            gradients,
         ),
     ]
     for arm in others:
@@ -88,9 +97,9 @@ def judge(baseline: ArmFigures, others: list[ArmFigures]) -> list[Criterion]:
         found = f"{arm.gradient_sink_over_null:.2f} against {baseline.gradient_sink_over_null:.2f}"
         answers = [
             ("sinks stay, AS mean >= 0.5 x", f"{kept:.2f} x", kept >= 0.5 if sinks else None),
-            ("|x_out| at 0 <= 0.5 x", f"{shrunk:.2f} x", shrunk <= 0.5 if massive else None),
+            ("norm of x_out at 0 <= 0.5 x", f"{shrunk:.2f} x", shrunk <= 0.5 if massive else None),
             ("t0/early <= 0.5 x", f"{early:.2f} x", early <= 0.5 if massive else None),
-            ("R_GS against 1..15 over its null nearer to 1", found, bool(nearer)),
+            ("R_GS against 1..15 over its null nearer to 1", found, bool(nearer) if gradients else None),
             ("valid loss at most 0.02 above", f"{behind:+.4f}", behind <= 0.02),
         ]
         criteria += [Criterion(f"{arm.arm}: {question}", *answer) for question, *answer in answers]

@@ -26,18 +26,22 @@ def answers(baseline: ArmFigures, other: ArmFigures) -> list[bool | None]:
 
 
 def test_the_papers_own_figures_pass_every_question():
-    assert answers(PAPER, SHRUNK) == [True] * 7
+    assert answers(PAPER, SHRUNK) == [True] * 8
 
 
 def test_a_baseline_without_sinks_answers_nothing_about_them():
     flat = ArmFigures("baseline", 2.68, 0.053, 0.02, 623, 3.2, 1.3, 113, 6.4, 2.7)
-    gate_sinks, gate_activations, sinks, norms, ratio, *_ = answers(flat, SHRUNK)
-    assert (gate_sinks, gate_activations, sinks, norms, ratio) == (False, False, None, None, None)
+    assert answers(flat, SHRUNK) == [False, False, True, None, None, None, True, False]
+
+
+def test_without_a_gradient_sink_in_the_baseline_none_can_go():
+    without = ArmFigures("baseline", 2.9168, 0.6172, 0.7, 1916, 11.12, 1.3, 300, 1.8, 2.5)
+    assert answers(without, SHRUNK)[2] is False and answers(without, SHRUNK)[6] is None
 
 
 def test_an_arm_that_loses_sinks_or_loss_is_told_so():
     worse = ArmFigures("V-scale", 2.95, 0.2, 0.1, 1500, 9.0, 1.3, 200, 30.0, 2.5)
-    assert answers(PAPER, worse) == [True, True, False, False, False, False, False]
+    assert answers(PAPER, worse) == [True, True, True, False, False, False, False, False]
 
 
 def test_only_what_the_globs_name_counts_in_a_folder(tmp_path):
@@ -62,7 +66,9 @@ def test_a_recipe_is_a_valid_study(name, tmp_path):
     recipe = read_words(FOLDER / name)
     study = {key: recipe[key] for key in ("arms", "flags", "seeds", "same_data") if key in recipe}
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump(study | {"script": str(ROOT / "examples" / "pretrain_0.1b.sh"), "out": "x"}))
+    path.write_text(
+        yaml.safe_dump(study | {"script": str(ROOT / "examples" / "pretrain_0.1b.sh"), "out": "x"}, sort_keys=False)
+    )
     runs = load_study(path).runs
     assert all(run.config.optimizer.lr_wsd_decay_iters < run.config.training.train_iters for run in runs)
     assert [run.config.model.v_scale for run in runs] == (
@@ -81,14 +87,14 @@ def test_from_text_to_verdict(tmp_path):
     small = {"num-layers": "2", "hidden-size": "32", "ffn-hidden-size": "48", "seq-length": "32", "train-iters": "4"}
     small |= {"lr-wsd-decay-iters": "1", "lr-warmup-iters": "0", "save-interval": "4", "eval-interval": "4"}
     small |= {"micro-batch-size": "2", "global-batch-size": "2", "eval-iters": "1", "sink-stats-interval": "2"}
-    recipe |= {"vocab_size": "400", "valid_share": "0.3", "flags": recipe["flags"] | small}
+    recipe |= {"vocab_size": "300", "valid_share": "0.3", "flags": recipe["flags"] | small}
     recipe |= {"analysis": {"tokens": "256", "figures": "6,7"}, "last_analysis": {}}
     recipe["arms"].pop("backward-only")
     launch = tmp_path / "plain.sh"
     launch.write_text(f'exec {sys.executable} -u -m megasink.train --micro-batch-size 2 "$@"\n')
     recipe["script"] = str(launch)
     launch.with_suffix(".yaml").write_text("{}")
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     out = tmp_path / "out"
 
     def run(*flags: object) -> subprocess.CompletedProcess:

@@ -7,7 +7,10 @@ import time
 from pathlib import Path
 
 import filelock
+import pytest
 
+from megasink.errors import UserError
+from megasink.study.command import StudyRequest, run_study
 from tests.helpers.jobs import ROOT, metrics, write_tokens
 from tests.study.files import TINY_FLAGS, write_study
 
@@ -30,8 +33,15 @@ def start(study: Path) -> subprocess.Popen:
     return subprocess.Popen(words, env=environment, cwd=ROOT, **pipes)
 
 
-def test_interrupted_and_gone_on_with(tmp_path):
+def again(study: Path) -> int:
+    """In this process; the runs are processes of their own."""
+    return run_study(StudyRequest(study=str(study)))
+
+
+def test_interrupted_and_gone_on_with(tmp_path, monkeypatch, capsys):
     """Ctrl-C reaches the rank, which saves, not its launcher; the study then finishes one arm and marks the other."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     write_tokens(tmp_path / "tokens")
     flags = TINY_FLAGS | {"data-path": str(tmp_path / "tokens"), "save-interval": "0"}
     keys = {"arms": {"steady": {}, "broken": {"lr": "1e36", "max-skipped-steps": "2"}}}
@@ -53,9 +63,8 @@ def test_interrupted_and_gone_on_with(tmp_path):
 
     total = done + 3
     keys["flags"] = flags | {"train-iters": str(total)}
-    second = start(write_study(study, **keys))
-    said = second.communicate(timeout=120)[0]
-    assert second.returncode == 1, said
+    assert again(write_study(study, **keys)) == 1
+    said = capsys.readouterr().out
     assert f"steady_seed1234: going on after step {done} of {total}" in said
     assert "1 of 2 finished, 1 diverged" in said
     steps = [record["step"] for record in metrics(out / "steady_seed1234")]
@@ -63,12 +72,11 @@ def test_interrupted_and_gone_on_with(tmp_path):
     steady, broken = (metrics(out / f"{arm}_seed1234")[0] for arm in ("steady", "broken"))
     assert steady["loss"] == broken["loss"]  # the same weights and the same samples
 
-    third = start(study)
-    said = third.communicate(timeout=60)[0]
+    assert again(study) == 1
+    said = capsys.readouterr().out
     assert "steady_seed1234: finished before" in said and "broken_seed1234: diverged after step" in said
-    with filelock.FileLock(out / ".study.lock"):
-        assert "another process runs this study" in start(study).communicate(timeout=60)[0]
-
+    with filelock.FileLock(out / ".study.lock"), pytest.raises(UserError, match="another process runs this study"):
+        again(study)
     keys["flags"] = keys["flags"] | {"weight-decay": "0.3"}
-    said = start(write_study(study, **keys)).communicate(timeout=60)[0]
-    assert "was begun with weight_decay 0.1, the study now says 0.3" in said and len(said.splitlines()) == 1
+    with pytest.raises(UserError, match=r"begun with weight_decay 0\.1, the study now says 0\.3"):
+        again(write_study(study, **keys))
