@@ -45,6 +45,8 @@ def print_plan(command: PlanCommand, vocabulary: str) -> None:
     config, machine = command.run_config(), Machine.of(command.nodes, command.gpus_per_node, command.gpu)
     if command.nodes < 1 or command.gpus_per_node < 1:
         raise UserError("--nodes and --gpus-per-node: must be at least 1")
+    if command.target_tokens is not None and command.target_tokens <= 0:
+        raise UserError(f"--target-tokens {command.target_tokens:g}: must be more than 0")
     plan = make_plan(config, machine)
     target = command.target_tokens or float(config.training.train_iters * plan.tokens_per_step)
     print("\n".join(describe(plan, target)))

@@ -8,6 +8,7 @@ from megasink.model.flops import flops_per_token, num_parameters
 from megasink.plan.checkpoint_size import checkpoint_bytes, consolidated_bytes, kept_checkpoints
 from megasink.plan.communication import Message, step_messages
 from megasink.plan.gpus import GPUS, RESERVED, Gpu
+from megasink.plan.holdings import StageHoldings, stage_holdings, tensor_holdings
 from megasink.plan.memory import Memory, stage_memory
 from megasink.plan.parameters import StageParameters, stage_parameters
 from megasink.plan.shape import micro_batches_of
@@ -87,6 +88,9 @@ class Plan:
     def bubble(self) -> float:
         return bubble_fraction(len(self.parameters), self.micro_batches)
 
+    def stage_holdings(self) -> list[StageHoldings]:
+        return stage_holdings(self.config, self.replicas)
+
     def days(self, tokens: float) -> float:
         return tokens / self.tokens_per_second / 86400
 
@@ -113,16 +117,17 @@ class Plan:
             "checkpoint_bytes": checkpoint_bytes(config),
             "consolidated_bytes": consolidated_bytes(config),
             "kept_checkpoints": kept_checkpoints(config.checkpoint, config.training.train_iters),
+            "tensor_ranks": [vars(held) for held in tensor_holdings(config)],
             "stages": [
                 {
-                    "blocks": parameters.blocks,
+                    **vars(held),
                     "parameters": parameters.total,
                     "memory": vars(memory) | {"total": memory.total},
                     "time": vars(time) | {"total": time.total},
                     "messages": [vars(message) | {"wire_bytes": message.wire_bytes} for message in messages],
                 }
-                for parameters, memory, time, messages in zip(
-                    self.parameters, self.memory, self.times, self.messages, strict=True
+                for held, parameters, memory, time, messages in zip(
+                    self.stage_holdings(), self.parameters, self.memory, self.times, self.messages, strict=True
                 )
             ],
         }

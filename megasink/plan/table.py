@@ -6,6 +6,7 @@ from megasink.config import RunConfig
 from megasink.model.flops import flops_per_token, num_parameters
 from megasink.plan.checkpoint_size import checkpoint_bytes, consolidated_bytes, kept_checkpoints
 from megasink.plan.gpus import RESERVED
+from megasink.plan.holdings import tensor_holdings
 from megasink.plan.plan import Plan
 from megasink.plan.search import changed_flags
 from megasink.plan.timing import bandwidth, message_time
@@ -57,30 +58,28 @@ def ranking(plans: Sequence[Plan], asked: RunConfig, most: int = 10) -> list[str
 
 
 def _layout(plan: Plan) -> list[str]:
-    config, stages = plan.config, plan.parameters
-    parallel, model = config.parallel, config.model
-    tensor = parallel.tensor_model_parallel_size
-    ranks_of_stage = tensor * plan.replicas
-    lines, first_block = ["Layout: rank = ((pipeline x DP + data) x CP + context) x TP + tensor"], 0
-    for at, stage in enumerate(stages):
-        parts = ["embedding"] if at == 0 else []
-        parts.append(f"blocks {first_block}-{first_block + stage.blocks - 1}")
-        if at == len(stages) - 1:
-            parts.append("norm, output")
-        ranks = f"ranks {at * ranks_of_stage}-{(at + 1) * ranks_of_stage - 1}"
-        lines.append(f"  stage {at:<3} {ranks:<18} {', '.join(parts):<36} {stage.total / 1e9:.3f}B parameters a rank")
-        first_block += stage.blocks
+    lines = ["Layout: rank = ((pipeline x DP + data) x CP + context) x TP + tensor"]
+    for at, (held, parameters) in enumerate(zip(plan.stage_holdings(), plan.parameters, strict=True)):
+        parts = ["embedding"] if held.embedding else []
+        parts += [f"blocks {_range(held.blocks)}"] + (["norm, output"] if held.output else [])
+        ranks, size = f"ranks {_range(held.ranks)}", f"{parameters.total / 1e9:.3f}B parameters a rank"
+        lines.append(f"  stage {at:<3} {ranks:<18} {', '.join(parts):<38} {size}")
     if len(lines) > 9:
-        lines[5:-3] = [f"  ... {len(lines) - 8} more stages"]
-    if tensor > 1:
-        heads, rows = model.num_attention_heads // tensor, model.padded_vocab_size // tensor
-        groups = model.num_key_value_heads
-        held = f"{groups // tensor} key-value heads" if groups >= tensor else f"all {groups} key-value heads (uses one)"
-        lines.append(
-            f"  tensor rank r holds query heads {heads}r to {heads}r+{heads - 1}, {held}, "
-            f"{model.ffn_hidden_size // tensor} MLP columns, vocabulary rows {rows}r to {rows}r+{rows - 1}"
-        )
+        lines[4:-3] = [f"  ... {len(lines) - 7} more stages"]
+    shares = tensor_holdings(plan.config)
+    for rank, share in enumerate(shares) if len(shares) > 1 else ():
+        if rank in (0, 1, len(shares) - 1):
+            lines.append(
+                f"  tensor rank {rank:<3} query heads {_range(share.query_heads)}, key-value heads "
+                f"{_range(share.key_value_heads)}, MLP columns {_range(share.mlp_columns)}, vocabulary rows "
+                f"{_range(share.vocabulary_rows)}"
+            )
     return lines
+
+
+def _range(half_open: tuple[int, int]) -> str:
+    first, last = half_open[0], half_open[1] - 1
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def _memory(plan: Plan) -> list[str]:

@@ -69,6 +69,8 @@ def dry_run(config: RunConfig, world_size: int | None = None) -> None:
 
 def _world_size(config: RunConfig, given: int | None) -> tuple[int, str]:
     if given is not None:
+        if given < 1:
+            raise UserError(f"--world-size {given}: must be at least 1")
         return given, "--world-size"
     for name in ("WORLD_SIZE", "SLURM_NTASKS"):
         if int(os.environ.get(name, "1")) > 1:

@@ -29,7 +29,7 @@ def test_a_plan_is_one_screen_and_says_who_holds_what(capsys):
     assert len(lines) <= 50 and max(map(len, lines)) <= 160
     said = "\n".join(lines)
     assert "512 h100" in said and "ranks 0-127" in said and "blocks 60-79, norm, output" in said
-    assert "query heads 8r to 8r+7" in said and "MFU" in said and "GPU-hours" in said
+    assert "tensor rank 7   query heads 56-63, key-value heads 7" in said and "MFU" in said and "GPU-hours" in said
 
 
 def test_json_holds_the_same_plan(tmp_path, capsys):
@@ -39,6 +39,7 @@ def test_json_holds_the_same_plan(tmp_path, capsys):
     assert plan["gpus"] == 64 and plan["target_tokens"] == 1e12
     assert plan["peak_memory"] == max(stage["memory"]["total"] for stage in plan["stages"])
     assert plan["gpu_hours"] == pytest.approx(24 * plan["days"] * 64)
+    assert plan["stages"][0]["ranks"] == [0, 64] and plan["tensor_ranks"][1]["vocabulary_rows"] == [16000, 32000]
     assert f"{plan['step_time_s']:.3f}" in capsys.readouterr().out
 
 

@@ -75,6 +75,7 @@ def test_documents_kept_apart_do_not_hinder_it(tokens, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "world_size", "says"),
     [
+        ({}, 0, "--world-size 0: must be at least 1"),
         ({}, 24, "24 ranks were started, which is no multiple"),
         ({"training": {"global_batch_size": 7}}, 128, "--global-batch-size 7 is not a multiple"),
         ({"checkpoint": {"save": "/dev/null/run"}}, None, "cannot write in /dev/null"),
