@@ -1,7 +1,7 @@
 """tools/plan.py: what it prints, writes, refuses and suggests."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -95,7 +95,12 @@ def test_more_gpus_and_micro_batches_move_time_the_right_way():
     assert bubble_fraction(4, 4) > bubble_fraction(4, 32) and bubble_fraction(1, 8) == 0
 
 
-def test_the_command_line(tmp_path):
-    start = [sys.executable, ROOT / "tools" / "plan.py", EXAMPLES / "pretrain_1b.yaml", "--gpu", "a100"]
-    result = subprocess.run(start, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
-    assert result.returncode == 0 and "8 a100 (1 x 8)" in result.stdout, result.stderr
+def test_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plan.py", str(EXAMPLES / "pretrain_1b.yaml"), "--gpu", "a100"])
+    runpy.run_path(str(ROOT / "tools" / "plan.py"), run_name="__main__")
+    assert "8 a100 (1 x 8)" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["plan.py", str(EXAMPLES / "pretrain_7b.yaml"), "--gpu", "a100-40gb"])
+    with pytest.raises(SystemExit) as refused:
+        runpy.run_path(str(ROOT / "tools" / "plan.py"), run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert refused.value.code == 2 and line.startswith("megasink: needs")

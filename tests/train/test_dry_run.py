@@ -9,6 +9,7 @@ import pytest
 from megasink.config import RunConfig
 from megasink.config.cli import from_dict
 from megasink.errors import UserError
+from megasink.train import main
 from megasink.train.dry_run import dry_run
 from tests.helpers.jobs import ROOT, TINY
 
@@ -126,14 +127,15 @@ def test_the_command_line_starts_no_deepspeed(tokens, tmp_path):
         "import atexit, sys; atexit.register(lambda: print('deepspeed' in sys.modules)); "
         "from megasink.train import main; main()"
     )
-    flags = [*TINY, "--data-path", tokens, "--save", tmp_path / "run"]
-
-    def start(*more: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", program, *map(str, [*flags, *more])]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-    looked = start("--dry-run", "--world-size", 4, "--tensor-model-parallel-size", 2)
+    flags = [*TINY, "--data-path", tokens, "--save", tmp_path / "run", "--dry-run", "--world-size", 4]
+    command = [sys.executable, "-c", program, *map(str, flags), "--tensor-model-parallel-size", "2"]
+    looked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert looked.returncode == 0 and looked.stdout.splitlines()[-1] == "False", looked.stdout + looked.stderr
-    refused = start("--world-size", 4)
-    (line,) = refused.stderr.splitlines()
-    assert refused.returncode == 2 and "--dry-run" in line
+
+
+def test_a_pretended_world_is_for_dry_runs_only(tokens, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(SystemExit) as refused:
+        main([*TINY, "--data-path", str(tokens), "--save", str(tmp_path / "run"), "--world-size", "4"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert refused.value.code == 2 and "--dry-run" in line
