@@ -62,9 +62,11 @@ def _run(config: PreprocessConfig, plan: Plan, numbers: range, reader: Reader, e
         try:
             with workspace.locked(f"shard-{(config.shard or 'all').replace('/', '-of-')}"):
                 _make_units(config, plan, numbers, workspace.folder, reader, encoder, summary)
-        except BaseException:
+        except BaseException as error:
             if config.shard is None:
                 workspace.remove_if_nothing_is_finished()
+            if isinstance(error, KeyboardInterrupt) and workspace.folder.exists():
+                print(f"megasink: stopped; {workspace.folder} keeps what is finished: --resume", file=sys.stderr)
             raise
     _end_processes(encoder.tokenizer)  # their memory is the merge's to use
     if config.shard is None:
