@@ -41,7 +41,7 @@ def run_training(config: RunConfig) -> int:
             exit_code = train(run)
         except RuntimeError as error:
             if timed_out(error):
-                run.watchdog.report()
+                run.watchdog.report(error)
             raise
         run.watchdog.close()
         if run.log is not None:

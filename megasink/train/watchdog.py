@@ -7,11 +7,13 @@ group which ranks stand where. A frozen process is the one that has written noth
 
 import contextlib
 import faulthandler
+import itertools
 import json
 import os
 import sys
 import threading
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -71,23 +73,30 @@ class Watchdog:
                 self.report()
                 os._exit(BROKEN)
 
-    def report(self) -> None:
-        """What this rank is doing, and on the first that reports what all are; the caller then ends the process."""
+    def report(self, error: Exception | None = None) -> None:
+        """What this rank is doing, and on the first that reports what all are; the caller then ends the process.
+
+        Args:
+            error: a collective operation's time-out, raised where the rank was.
+        """
         with self._reporting, contextlib.suppress(Exception):  # whatever fails here, the process must end
             if not self._reported:
                 self._reported = True
                 since, step, phase = self._latest
-                self._report(step, phase, time.monotonic() - since)
+                self._report(step, phase, time.monotonic() - since, error)
 
-    def _report(self, step: int, phase: str, silent_s: float) -> None:
+    def _report(self, step: int, phase: str, silent_s: float, error: Exception | None) -> None:
         patience_s = min(GATHERING_S, self.timeout_s or GATHERING_S)
         reports = self.folder
         reports.mkdir(parents=True, exist_ok=True)
         with open(reports / f"rank_{self.rank:05d}.stacks.txt", "w", encoding="utf-8") as file:
+            if error is not None:
+                file.writelines(traceback.format_exception(error))
+                file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
         _write_flight_record(reports / f"rank_{self.rank:05d}.collectives.json")
         own = reports / f"rank_{self.rank:05d}.json"
-        described = {"step": step, "phase": phase, "silent_s": silent_s, "where": self._where()}
+        described = {"step": step, "phase": phase, "silent_s": silent_s, "where": self._where(error)}
         write_text(own, json.dumps(described))
         _wait_for(lambda: len(list(reports.glob("rank_?????.json"))) == self.world_size, patience_s)
         found = sorted(reports.glob("rank_?????.json"))
@@ -98,18 +107,16 @@ class Watchdog:
         else:  # the end of one process tears the others out of their waiting, the one that summarises too
             _wait_for((reports / SUMMARY_FILE).exists, patience_s)
 
-    def _where(self) -> str:
-        """Innermost line of the main thread, and innermost line of megasink in it."""
-        frame = sys._current_frames()[self._main_thread]
-        places = []
-        while frame is not None:
-            code = frame.f_code
-            if not places or f"{os.sep}megasink{os.sep}" in code.co_filename:
-                places.append(f"{code.co_name} ({os.path.basename(code.co_filename)}:{frame.f_lineno})")
-                if len(places) == 2:
-                    break
-            frame = frame.f_back
-        return " from ".join(places)
+    def _where(self, error: Exception | None) -> str:
+        """Innermost line of the main thread (or of where `error` was raised), and innermost line of megasink in it."""
+        if error is None:
+            frames = list(traceback.walk_stack(sys._current_frames()[self._main_thread]))
+        else:
+            frames = list(traceback.walk_tb(error.__traceback__))[::-1]
+        places = [(frame.f_code, line) for frame, line in frames]
+        ours = (place for place in places[1:] if f"{os.sep}megasink{os.sep}" in place[0].co_filename)
+        shown = [*places[:1], *itertools.islice(ours, 1)]
+        return " from ".join(f"{code.co_name} ({os.path.basename(code.co_filename)}:{line})" for code, line in shown)
 
 
 def summary(found: list[Path], world_size: int, silent_s: float) -> list[str]:

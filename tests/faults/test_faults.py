@@ -168,6 +168,7 @@ def test_a_collective_that_times_out_ends_the_job_and_the_silent_rank_is_named(t
     outcome = hanging.wait()
     assert outcome.codes == [76, -9], outcome.output
     assert outcome.lines("megasink:   rank 1: nothing heard (frozen or dead): suspect this one"), outcome.output
+    assert outcome.lines("megasink:   rank 0: after step 2, training, in ")[0].count("watchdog.py") == 0
     (hang,) = (tmp_path / "hangs").iterdir()
     assert "train_batch" in (hang / "rank_00000.stacks.txt").read_text()
     assert json.loads((hang / "rank_00000.collectives.json").read_text())
