@@ -12,6 +12,8 @@ from megasink.analysis.request import AnalysisRequest
 from megasink.analysis.source import Source
 from megasink.analysis.subject import Subject
 from megasink.analysis.tokens import TokenSequences
+from megasink.checkpoint.hugging_face_config import initial_c
+from megasink.model.llama import blocks_of
 
 DEFINITIONS = {
     "AS": "attention to token 0: mean over queries i > 0 of A_{i,0}, per head; a layer's is the mean of its heads",
@@ -49,6 +51,18 @@ def describe_request(
     }
 
 
+def _v_scale(subject: Subject) -> str:
+    """The mode, and what was found of its parameters."""
+    if subject.shape.v_scale != "on":
+        return subject.shape.v_scale
+    text = f"on, C_0 = {initial_c(subject.shape):.4g}"
+    thetas = [block.self_attn.v_scale.theta for block in blocks_of(subject.module)]
+    if thetas[0].is_meta:
+        return f"{text}, theta read with its block"
+    found = torch.cat(thetas)
+    return f"{text}, {found.numel()} thetas from {found.min():+.3g} to {found.max():+.3g}"
+
+
 def peak_memory(device: torch.device) -> str:
     """Of this process so far."""
     text = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB of main memory"
@@ -68,6 +82,6 @@ def describe_model(source: Source, subject: Subject) -> dict[str, str]:
         "kind": "Llama" if source.family == "megasink" else f"{source.family}, by transformers",
         "parameters": f"{sum(parameter.numel() for parameter in subject.module.parameters()):,}",
         "shape": f"{width}, {heads} of {config.kv_channels}, vocabulary {config.vocab_size:,}",
-        "V-scale": config.v_scale,
+        "V-scale": _v_scale(subject),
         "documents": "kept apart: token 0 is each document's first" if apart else "a sequence is one document",
     }

@@ -95,6 +95,10 @@ def test_command_writes_the_report(made, tmp_path):
     assert all(check["passed"] for model in setting["models"] for check in model["checks"])
     assert base["trained"]["meta"]["step"] == 20 and base["untrained"]["meta"]["step"] == 0
     assert "untrained weights in" in base["null_source"] and "seed 3" in vscale["null_source"]
+    assert (
+        vscale["details"]["V-scale"].startswith("on, C_0 = 30.72, 6 thetas from")
+        and base["details"]["V-scale"] == "off"
+    )
     for model in (base, vscale):  # so few tokens that the counterfactual is measured on all of them
         whole, cut = (model["counterfactual"][name]["arrays"] for name in ("whole", "value_path_cut"))
         assert whole["attention_g2_norm"] == model["trained"]["arrays"]["attention_g2_norm"]
