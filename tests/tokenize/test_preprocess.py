@@ -365,6 +365,12 @@ def test_datasets_of_the_hugging_face_library(config, tmp_path):
         write_jsonl(tmp_path / "hub" / f"train-{number}.jsonl", texts[3 * number : 3 * number + 3])
     preprocess(dataclasses.replace(config, input=(), hf_dataset=str(tmp_path / "hub")))
     assert documents(config.output_prefix) == expected
+    sharded = dataclasses.replace(
+        config, input=(), hf_dataset=str(tmp_path / "hub"), output_prefix=f"{tmp_path}/sharded"
+    )
+    for change in ({"shard": "1/2"}, {"shard": "0/2"}, {"merge": True}):
+        preprocess(dataclasses.replace(sharded, **change))
+    assert documents(sharded.output_prefix) == expected
     with pytest.raises(UserError, match="read it with --input"):
         preprocess(dataclasses.replace(config, input=(), hf_dataset=str(tmp_path / "saved")))
     with pytest.raises(UserError, match='no column "body"'):
