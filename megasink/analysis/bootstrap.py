@@ -1,6 +1,7 @@
 """Intervals over sequences: how far a figure would move had other sequences of the same text been drawn."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -105,7 +106,7 @@ def _estimates(figure: _Figure, measurement: Measurement) -> tuple[float, np.nda
     """The figure over all sequences, and [RESAMPLES] over each resample of them: the same ones at every call."""
     values = measurement.per_sequence[figure.key]
     values = values.reshape(len(values), -1)
-    chosen = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
+    chosen = _resamples(len(values))
     if figure.over == "median":
         parts = [np.median(values[part].reshape(len(part), -1), axis=1) for part in np.split(chosen, _AT_ONCE)]
         return float(np.median(values)), np.concatenate(parts)
@@ -114,6 +115,12 @@ def _estimates(figure: _Figure, measurement: Measurement) -> tuple[float, np.nda
         weights = measurement.per_sequence["tokens"] - (figure.key != "loss")  # AS is a mean over queries i > 0
     sums = weights * values.mean(axis=1)
     return float(sums.sum() / weights.sum()), sums[chosen].sum(axis=1) / weights[chosen].sum(axis=1)
+
+
+@lru_cache(maxsize=4)
+def _resamples(count: int) -> np.ndarray:
+    """[RESAMPLES, count] sequence numbers drawn with replacement."""
+    return np.random.default_rng(SEED).integers(count, size=(RESAMPLES, count))
 
 
 def _interval(value: float, drawn: np.ndarray) -> Interval:

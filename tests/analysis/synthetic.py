@@ -107,12 +107,12 @@ def models(**shape) -> list[MeasuredModel]:
 
 
 def sections(made: list[MeasuredModel], seq_lengths: tuple[int, ...] = (256,)) -> list[Section]:
-    """All figures of `made`, once per length."""
+    """Two figures of `made`, a picture and a heat map, once per length."""
     return [
         Section(
             TokenSequences(np.zeros((8, length + 1), np.int64), "made up"),
             made,
-            draw_figures(made),
+            draw_figures(made, ["6", "13"]),
             [compare(*made)],
             [intervals(model) for model in made],
         )

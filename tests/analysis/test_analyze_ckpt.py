@@ -236,14 +236,11 @@ def test_forward_only_draws_what_needs_no_gradient(made, tmp_path):
     assert setting["table"][0]["gradient_sink_ratio"] is None
 
 
-def test_gradients_only_leaves_the_other_figures_out(made, tmp_path):
+def test_null_init_draws_weights_anew(made, tmp_path):
     out = tmp_path / "out"
-    analyze(request_for(made, made / "base", metrics="grad", null="init", out=str(out), figures=None), "")
-    drawn = {path.stem for path in (out / "figures").glob("*.png")}
-    assert "figure06_gradient_sinks" in drawn and "counterfactual" in drawn
-    assert not drawn & {"figure07_sinks_and_activations", "massive_activations", "figure12_value_norms"}
+    analyze(request_for(made, made / "base", null="init", figures="6", out=str(out)), "")
     (setting,) = json.loads((out / "metrics.json").read_text())["settings"]
-    assert "seed 3" in setting["models"][0]["null_source"]  # --null init, though the run kept its own
+    assert "seed 3" in setting["models"][0]["null_source"]  # though the run kept its own
 
 
 def test_steps_of_one_run_make_a_trajectory(made, copied, tmp_path):
@@ -253,7 +250,7 @@ def test_steps_of_one_run_make_a_trajectory(made, copied, tmp_path):
     (later / "state.json").write_text(json.dumps({"step": 40, "consumed_samples": 320}))
     out = tmp_path / "out"
     folders = [copied / "checkpoints" / name for name in ("step_00000020", "step_00000040")]
-    analyze(request_for(made, *folders, figures="8,steps", out=str(out)), "")
+    analyze(request_for(made, *folders, figures="8,steps", null="init", tokens="48", out=str(out)), "")
     numbers = json.loads((out / "metrics.json").read_text())
     assert [row["label"] for row in numbers["settings"][0]["table"]][::2] == ["base step 20", "base step 40"]
     assert {path.stem for path in (out / "figures").glob("*.png")} == {

@@ -54,6 +54,12 @@ def test_models_of_different_depth_share_the_figures():
         drawing.figure.canvas.draw()
 
 
+def test_gradients_only_leaves_the_other_figures_out():
+    models = synthetic.models()
+    every, gradients = ({d.number for d in draw_figures(models, metrics=metrics)} for metrics in ("all", "grad"))
+    assert gradients == {"6", "14", "1", "steps"} and every - gradients == {"7", "heads", "12", "13"}
+
+
 def test_table_has_means_and_maxima_over_layers():
     models = synthetic.models()
     row, null_row = table_rows(models)[:2]
