@@ -15,7 +15,7 @@ _AT_ONCE = 100
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % percentile bootstrap interval."""
+    """An estimate and its 95 % percentile bootstrap interval; NaN bounds where there is one sequence only."""
 
     value: float
     low: float
@@ -107,6 +107,9 @@ def _estimates(figure: _Figure, measurement: Measurement) -> tuple[float, np.nda
     values = measurement.per_sequence[figure.key]
     values = values.reshape(len(values), -1)
     chosen = _resamples(len(values))
+    if len(values) == 1:  # nothing varies, and nothing is known of how it would
+        only = np.median(values) if figure.over == "median" else values.mean()
+        return float(only), np.full(RESAMPLES, np.nan)
     if figure.over == "median":
         parts = [np.median(values[part].reshape(len(part), -1), axis=1) for part in np.split(chosen, _AT_ONCE)]
         return float(np.median(values)), np.concatenate(parts)

@@ -125,6 +125,13 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     assert 86 <= hits <= 99
 
 
+def test_one_sequence_has_no_interval():
+    models = synthetic.models(sequences=1)
+    for row in compare(*models):
+        assert np.isnan(row.difference.low) and np.isnan(row.difference.high) and not row.difference.clear
+        assert row.difference.value == pytest.approx(row.second.value - row.first.value)
+
+
 def test_sections_keep_their_pictures_apart(tmp_path):
     page = write_report(tmp_path, synthetic.sections(synthetic.models(), (64, 256)), {}).read_text()
     for length in (64, 256):
