@@ -1,6 +1,7 @@
 """Rows of Parquet and Arrow files (pyarrow), and of datasets on a Hugging Face hub (datasets)."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,10 +73,15 @@ def _check_column(path: str, schema: object, column: str) -> None:
 
 def open_hub_dataset(name: str, config: str | None, split: str) -> object:
     """A streaming `datasets` dataset, from a hub or a local folder."""
+    given = os.environ.get("USE_TORCH")
+    os.environ["USE_TORCH"] = given or "0"  # else datasets imports it: seconds and memory for nothing
     try:
         import datasets
     except ImportError:
         raise UserError("--hf-dataset needs the package datasets: pip install datasets") from None
+    finally:
+        if given is None:
+            del os.environ["USE_TORCH"]
     if (Path(name) / "state.json").exists():
         raise UserError(f"--hf-dataset {name}: a folder written by save_to_disk; read it with --input {name}")
     datasets.disable_progress_bars()

@@ -348,6 +348,10 @@ def test_the_command_line(config):
     assert done.returncode == 0 and done.stderr == ""
     assert "left out     2 empty" in done.stdout and "bytes/token" in done.stdout
     assert done.stdout.endswith("[]\n")  # neither torch nor deepspeed was imported
+    folder = Path(config.input[0])
+    hub = ["--hf-dataset", str(folder), "--tokenizer", config.tokenizer, "--output-prefix", f"{config.output_prefix}2"]
+    done = command(*hub, before=f"import atexit; atexit.register(lambda: print({names}))")
+    assert done.returncode == 0 and done.stdout.endswith("[]\n")  # nor by the datasets library
     bad = command(*flags(config), "--no-such-flag")
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and "--no-such-flag" in bad.stderr
 
