@@ -69,10 +69,10 @@ def _print_commands(study: Study, on_slurm: bool) -> int:
     return 0
 
 
-def _show(study: Study, on_slurm: bool, live: bool = False) -> int:
+def _show(study: Study, on_slurm: bool) -> int:
     progress = _progress(study, on_slurm)
     print(f"{headline(progress)}\n\n{status_table(progress)}\n")
-    write_page(study, progress, live)
+    write_page(study, progress, live=False)
     print(f"page: {study.page}")
     return 0
 
@@ -95,10 +95,19 @@ def _submit(study: Study, watch: bool) -> int:
                 number = slurm.submit(study, progress.run)
                 print(f"{progress.run.name}: submitted as job {number}, from step {progress.step}")
     _show(study, on_slurm=True)
-    while watch and any(run.state in (QUEUED, RUNNING) for run in _progress(study, on_slurm=True)):
+    if not watch:
+        return 0
+    going = True
+    while going:
         time.sleep(REFRESH_S)
-        write_page(study, _progress(study, on_slurm=True), live=True)
-    return _show(study, on_slurm=True) if watch else 0
+        try:
+            progress = _progress(study, on_slurm=True)
+        except UserError as error:  # a controller that is busy or restarts
+            _say(f"megasink: {error}; asking again in {REFRESH_S} s")
+            continue
+        going = any(run.state in (QUEUED, RUNNING) for run in progress)
+        write_page(study, progress, live=going)
+    return _show(study, on_slurm=True)
 
 
 def _run_here(study: Study) -> int:
@@ -135,7 +144,10 @@ class _Refresh:
     def draw(self, live: bool) -> None:
         progress = _progress(self.study, on_slurm=False)
         if progress != self.drawn or not live:
-            write_page(self.study, progress, live)
+            try:
+                write_page(self.study, progress, live)
+            except UserError as error:  # a full disk; training has its own ways with that
+                _say(f"megasink: {error}")
         for run, before in zip(progress, self.drawn, strict=False):
             if run.state == RUNNING and run.step > before.step:
                 loss = "not finite" if run.loss is None else f"{run.loss:.4f}"

@@ -96,13 +96,18 @@ def _launch(study: Study, run: StudyRun, interruption: Interruption, refresh: Ca
             start_new_session=True,  # a Ctrl-C is for us; the launchers would end ranks before they have saved
         )
         asked: set[int] = set()
-        while process.poll() is None:
-            if interruption.count > 1:
-                os.killpg(process.pid, signal.SIGKILL)
-            elif interruption.count:
-                _ask_to_stop(process.pid, asked)
-            time.sleep(_POLL_S)
-            refresh()
+        try:
+            while process.poll() is None:
+                if interruption.count > 1:
+                    os.killpg(process.pid, signal.SIGKILL)
+                elif interruption.count:
+                    _ask_to_stop(process.pid, asked)
+                time.sleep(_POLL_S)
+                refresh()
+        except BaseException:  # without us nobody would stop it
+            _ask_to_stop(process.pid, asked)
+            process.wait()
+            raise
         log.write(f"{ENDED}{process.returncode}\n".encode())
     return process.returncode
 
