@@ -19,8 +19,10 @@ from throughput.megasink_case import write_tokens
 from throughput.provenance import provenance, write_json
 from throughput.shapes import Shape, shape_named
 
-from megasink.config.cli import parse_cli
+from megasink.config import RunConfig
+from megasink.config.cli import load_yaml, parse_cli
 from megasink.errors import UserError, run_cli
+from megasink.plan.plan import Machine, make_plan
 from megasink.train.flops import PEAK_FLOPS
 from multi_gpu import measured_rank, peers
 from multi_gpu.jobs import chosen, device_name, make_folder, ranks_here, run_job
@@ -153,12 +155,26 @@ def measure(config: ScalingConfig, shape: Shape, row: dict, tokens: Path, folder
     peaks = [report["peak_gib"] for report in reports if report["peak_gib"] is not None]
     return {
         "status": "ok",
+        "planned": None if split in PEERS else planned(folder / "run", ranks),
         "micro_batches": micro_batches,
         "steps_s": times,
         "tokens_per_second_per_gpu": rate,
         "mfu": None if peak is None else rate * shape.flops_per_token / peak,
         "peak_gib": max(peaks, default=None),
         "profiles": [report["profile"] for report in reports if "profile" in report],
+    }
+
+
+def planned(run: Path, ranks: int) -> dict:
+    """What tools/plan.py says of the run, for the planner's kind of GPU that is nearest to the one here."""
+    gpu = "a100" if "A100" in device_name() else "h100"
+    plan = make_plan(load_yaml(RunConfig, run / "config.yaml"), Machine.of(1, ranks, gpu))
+    return {
+        "gpu": gpu,
+        "step_s": plan.step_time,
+        "peak_gib": plan.peak / 2**30,
+        "time": vars(plan.times[plan.slowest]),
+        "wire_bytes": [sum(message.wire_bytes for message in messages) for messages in plan.messages],
     }
 
 
@@ -185,13 +201,15 @@ def with_efficiency(rows: list[dict]) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """One line a point."""
     heading = f"{'scaling':<8}{'split':<20}{'GPUs':>5}{'tokens/s/GPU':>14}{'MFU':>7}{'GiB':>7}"
-    lines = [f"{heading}{'exposed':>9}{'efficiency':>12}{'goal':>7}  status"]
+    # measured over planned
+    lines = [f"{heading}{'exposed':>9}{'efficiency':>12}{'goal':>7}{'s/plan':>8}{'GiB/plan':>10}  status"]
     for row in rows:
         line = f"{row['scaling']:<8}{row['split']:<20}{row['ranks']:>5}"
         if "tokens_per_second_per_gpu" in row:
             line += f"{row['tokens_per_second_per_gpu']:>14,.0f}{_form(row['mfu'], 7, '.1%')}"
             line += f"{_form(row['peak_gib'], 7, '.1f')}{_form(exposed_share(row), 9, '.1%')}"
             line += f"{_form(row.get('efficiency'), 12, '.3f')}{_form(row.get('goal'), 7, '.3f')}"
+            line += f"{_form(over_plan(row, 'step_s'), 8, '.2f')}{_form(over_plan(row, 'peak_gib'), 10, '.2f')}"
         lines.append(f"{line}  {row['status']}")
     return "\n".join(lines)
 
@@ -201,6 +219,12 @@ def exposed_share(row: dict) -> float | None:
     return max(
         (one["exposed_ms"] * 1e-3 / statistics.median(row["steps_s"]) for one in row.get("profiles", [])), default=None
     )
+
+
+def over_plan(row: dict, name: str) -> float | None:
+    """Measured step time or peak memory over the planned one; None where one of them is not known."""
+    seen = statistics.median(row["steps_s"]) if name == "step_s" else row["peak_gib"]
+    return None if row["planned"] is None or seen is None else seen / row["planned"][name]
 
 
 def _form(value: float | None, width: int, form: str) -> str:

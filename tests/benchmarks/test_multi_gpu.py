@@ -51,6 +51,7 @@ def test_scaling_measures_each_point_through_the_training_command(monkeypatch, t
     assert (one["sequences"], two["sequences"], two["micro_batches"]) == (2, 4, 4)
     assert two["bubble_leaves"] == 4 / 5 and two["goal"] == pytest.approx(0.95 * 4 / 5)
     assert all(len(row["steps_s"]) == 2 and row["tokens_per_second_per_gpu"] > 0 for row in rows)
+    assert all(row["planned"]["peak_gib"] > 0 and scaling.over_plan(row, "step_s") > 0 for row in rows)
     assert "weak" in capsys.readouterr().out
 
 
