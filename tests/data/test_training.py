@@ -75,6 +75,17 @@ def test_damaged_or_mismatching_shards_are_refused(tmp_path, damage, says):
     assert says in refusal("--data-path", *paths, "--save", tmp_path / "run", "--train-iters", 1)
 
 
+def test_another_vocabulary_or_tokenizer_is_refused(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    (prefix,) = shards(tmp_path, "p")
+    other = tmp_path / "tokenizer.json"
+    words = {f"w{number}": number for number in range(VOCABULARY)}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0")).save(str(other))
+    flags = ["--data-path", prefix, "--save", tmp_path / "run", "--train-iters", 1]
+    assert "--vocab-size 128: the tokenizer has 64 entries" in refusal(*flags, "--vocab-size", 128)
+    assert f"--tokenizer {other} did not make {prefix}" in refusal(*flags, "--tokenizer", other)
+
+
 def test_an_id_outside_the_vocabulary_ends_the_run_where_it_is_read(tmp_path):
     """Such damage shows only when a sample is read; the rank that reads it says so, in the one line that is said."""
     (prefix,) = shards(tmp_path, "p")
