@@ -1,6 +1,7 @@
 """Text to shards: the right tokens, the same bytes however the work was divided or interrupted."""
 
 import dataclasses
+import fcntl
 import itertools
 import json
 import random
@@ -223,6 +224,15 @@ class TestResume:
         with pytest.raises(UserError, match="units are not finished"):
             preprocess(dataclasses.replace(config, merge=True, unit_mib=SMALL))
         assert not Path(f"{config.output_prefix}.idx").exists()
+
+    def test_two_processes_do_not_make_the_same_shard(self, config):
+        preprocess(dataclasses.replace(config, shard="1/2", unit_mib=SMALL))
+        again = dataclasses.replace(config, shard="0/2", unit_mib=SMALL)
+        with open(f"{config.output_prefix}.parts/shard-0-of-2.lock", "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with pytest.raises(UserError, match="another process is at work on shard-0-of-2"):
+                preprocess(again)
+        preprocess(again)  # the lock ends with its holder
 
     def test_a_damaged_part_is_made_again(self, config, tmp_path):
         expected = whole_run(config, tmp_path / "whole")
