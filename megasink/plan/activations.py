@@ -27,10 +27,10 @@ def _matrix_products(config: RunConfig, shape: Shape, compiled: bool) -> int:
     """megasink.model.recompute's selective mode: results of matrix products and attention.
 
     The last product's is needed by nobody, but eager recomputation keeps it, and the compiler does where it is summed
-    over ranks.
+    over ranks, or where statistics are taken of it.
     """
     width = shape.query + 2 * shape.key_value + shape.query + shape.hidden + 2 * shape.ffn
-    if not compiled or config.parallel.tensor_model_parallel_size > 1:
+    if not compiled or config.parallel.tensor_model_parallel_size > 1 or config.sink_stats.sink_stats != "off":
         width += shape.hidden
     return shape.tokens * (width * shape.element + shape.heads * FP32)
 

@@ -35,14 +35,18 @@ class MetaStage:
     def blocks(self) -> list[Block]:
         return blocks_of(self.modules)
 
-    def inputs(self) -> Tensor:
-        """What the stage is given of one micro-batch: int64 tokens, or hidden states [B, T of this rank, H]."""
+    def hidden_shape(self) -> tuple[int, int, int]:
+        """[B, T that the residual stream of this rank sees, H]."""
         model, layout = self.config.model, self.layout
-        batch, length = self.config.training.micro_batch_size, model.seq_length // layout.context.size
+        parts = layout.context.size * (layout.tensor.size if layout.sequence_parallel else 1)
+        return self.config.training.micro_batch_size, model.seq_length // parts, model.hidden_size
+
+    def inputs(self) -> Tensor:
+        """What the stage is given of one micro-batch: int64 tokens [B, T of this rank], or hidden states."""
         if self.is_first:
-            return torch.empty(batch, length, dtype=torch.int64, device="meta")
-        length //= layout.tensor.size if layout.sequence_parallel else 1
-        return torch.empty(batch, length, model.hidden_size, dtype=dtype_of(self.config), device="meta")
+            length = self.config.model.seq_length // self.layout.context.size
+            return torch.empty(self.config.training.micro_batch_size, length, dtype=torch.int64, device="meta")
+        return torch.empty(self.hidden_shape(), dtype=dtype_of(self.config), device="meta")
 
     def forward(self, states: Tensor) -> Tensor:
         """Hidden states, or of the last stage logits [B, T of this rank, padded V / tensor-parallel ranks]."""

@@ -6,6 +6,9 @@ from megasink.config import RunConfig
 from megasink.plan.parameters import StageParameters
 from megasink.plan.shape import shape_of
 
+RECOMPUTED_TRAFFIC = 1.4
+"""Passes over memory with recomputation for those without: the forward pass's third, and more. Assumed."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -54,7 +57,7 @@ def _block_traffic(config: RunConfig) -> float:
     written and their gradients split.
     """
     shape = shape_of(config)
-    again = 1.0 if config.parallel.recompute == "none" else 1.4
+    again = 1.0 if config.parallel.recompute == "none" else RECOMPUTED_TRAFFIC
     tokens = 8 * shape.ffn * shape.tokens + 13 * shape.query * shape.tokens
     residual = 14 * shape.hidden * shape.residual_tokens
     return shape.element * (again * (tokens + residual) + 4 * shape.fused_weights)

@@ -4,9 +4,14 @@ import torch
 
 from megasink.config import ModelConfig
 from megasink.model.flops import flops_per_token
+from megasink.plan.gpus import GPUS
 
-# dense bf16 tensor-core peaks of the data sheets, FLOP/s
-PEAK_FLOPS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "A800": 312e12, "H800": 989.4e12, "B200": 2250e12}
+# dense bf16 tensor-core peaks, FLOP/s; the H200, H800 and A800 are their relatives with other memory or links
+PEAK_FLOPS = {
+    **dict.fromkeys(("H100", "H200", "H800"), GPUS["h100"].peak_flops),
+    **dict.fromkeys(("A100", "A800"), GPUS["a100"].peak_flops),
+    "B200": 2250e12,
+}
 
 
 def model_flops_utilisation(tokens_per_second_per_device: float, config: ModelConfig) -> float | None:

@@ -11,6 +11,7 @@ from megasink.config.cli import from_dict
 from megasink.model.rope import rotary_tables
 from megasink.plan.activations import block_bytes, head_bytes
 from megasink.plan.meta_model import meta_stage
+from megasink.stats.recorder import Level, SinkRecorder
 from tests.plan.counting import as_compiled, counted_autograd, storages, tensors
 
 SMALL = {"hidden": 256, "ffn": 704, "heads": 8, "groups": 8, "batch": 2, "length": 256}
@@ -36,7 +37,8 @@ def run_of(shape: dict, recompute="none", tp=1, sp=False, cp=1, v_scale="on", pr
         "recompute": recompute,
     }
     training = {"micro_batch_size": shape["batch"], "precision": precision}
-    return from_dict(RunConfig, {"model": model, "parallel": parallel, "training": training}, "test")
+    sections = {"model": model, "parallel": parallel, "training": training, "sink_stats": {"sink_stats": "off"}}
+    return from_dict(RunConfig, sections, "test")
 
 
 LAYOUTS = [
@@ -112,20 +114,35 @@ COMPILED = [
 
 @pytest.mark.parametrize(("shape", "layout"), COMPILED, ids=[str(layout) for _, layout in COMPILED])
 def test_compiled_blocks_keep_what_the_formula_says(shape, layout):
-    """What torch.compile's partitioner chooses; no code is generated."""
     config = run_of(shape, **layout)
+    assert kept_by_compiled_block(config) == pytest.approx(block_bytes(config, compiled=True), rel=0.05)
+
+
+@pytest.mark.parametrize(("recompute", "level"), [("none", "light"), ("none", "full"), ("selective", "full")])
+def test_statistics_keep_no_more_than_the_formula_says(recompute, level):
+    """Full ones without recomputation keep less: query, key and value are products of their own, no joined weights."""
+    config = run_of(SMALL, recompute)
+    config.sink_stats.sink_stats = level
+    planned = block_bytes(config, compiled=True)
+    assert 0.8 * planned < kept_by_compiled_block(config, level) < 1.05 * planned
+
+
+def kept_by_compiled_block(config: RunConfig, level: Level | None = None) -> int:
+    """What torch.compile's partitioner chooses; no code is generated."""
     with meta_stage(config, 0) as stage, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         stage.modules.to_empty(device="cpu")
-        block = stage.calls[1]
+        (block,) = stage.blocks()
         block.prepare(config.parallel.recompute)
         block.run = as_compiled(block.run)
-        length = shape["length"] // layout.get("cp", 1) // (layout["tp"] if layout.get("sp") else 1)
-        hidden_states = torch.zeros(shape["batch"], length, shape["hidden"], dtype=torch.bfloat16, requires_grad=True)
-        tables = rotary_tables(stage.config.model, shape["length"], torch.device("cpu"), torch.float32)
+        recorder = SinkRecorder(stage.config.model, stage.layout, [block])
+        if level is not None:
+            recorder.start(level)
+        hidden_states = torch.zeros(stage.hidden_shape(), dtype=torch.bfloat16, requires_grad=True)
+        tables = rotary_tables(stage.config.model, config.model.seq_length, torch.device("cpu"), torch.float32)
         with counted_autograd(set(storages([*stage.modules.parameters(), *tables]))) as found:
             block(hidden_states)
-    assert sum(found.values()) == pytest.approx(block_bytes(config, compiled=True), rel=0.05)
+    return sum(found.values())
 
 
 @pytest.mark.parametrize("shape", [SMALL, WIDE], ids=["small", "wide"])
