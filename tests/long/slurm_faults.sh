@@ -36,8 +36,8 @@ until_step() { while [ "$(step)" -lt "$1" ]; do sleep 0.2; done; }
 until_requeued() { # Slurm starts a requeued job after two minutes, or when told
   while [ "$(field Restarts)" != "$1" ]; do sleep 0.2; done
   scontrol update JobId="$job" TimeLimit=30
-  until scontrol update JobId="$job" StartTime=now+3seconds 2>/dev/null; do sleep 0.5; done
   echo "$2: requeued at step $(step)"
+  while [ "$(field JobState)" != RUNNING ]; do scontrol update JobId="$job" StartTime=now+2seconds 2>/dev/null || true; sleep 4; done
 }
 submit() { job=$(sbatch --parsable --output=disturbed.log "$@" job.sh "${flags[@]}" --save disturbed --auto-resume); }
 
