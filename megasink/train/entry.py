@@ -13,6 +13,7 @@ from megasink.config.cli import parse_cli
 from megasink.errors import UserError, run_cli
 from megasink.train.exit_codes import BROKEN
 from megasink.train.launch import init_environment
+from megasink.train.stop import StopRequest
 
 
 def main(argv: list[str] | None = None, environment: Path | None = None) -> None:
@@ -36,6 +37,7 @@ def _main(argv: list[str]) -> None:
     if command.world_size is not None:
         raise UserError("--world-size is the launcher's to decide; give it with --dry-run, or start so many ranks")
     check_run(config, int(os.environ["WORLD_SIZE"]))
+    stop = StopRequest(config.training.exit_duration_in_mins)
     # only now: torch and DeepSpeed take seconds to import, a wrong flag should not
     import torch
 
@@ -45,7 +47,7 @@ def _main(argv: list[str]) -> None:
     from megasink.train.setup import run_training
 
     try:
-        exit_code = run_training(config)
+        exit_code = run_training(config, stop)
     except UserError:
         raise
     except Exception as error:

@@ -31,9 +31,8 @@ LOCK_PATIENCE_S = 120.0
 """How long a resuming job waits for ranks that a lost node has orphaned to notice and leave the run folder."""
 
 
-def run_training(config: RunConfig) -> int:
+def run_training(config: RunConfig, stop: StopRequest) -> int:
     """Train to the end, or to a requested stop; returns the exit code. Every rank of the job calls this."""
-    stop = StopRequest(config.training.exit_duration_in_mins)
     device = start_distributed(config.training.distributed_timeout_in_mins)
     try:
         run = _prepare(config, device, stop)

@@ -33,8 +33,9 @@ JOB
 step() { if [ -f disturbed/metrics.jsonl ]; then wc -l <disturbed/metrics.jsonl; else echo 0; fi; }
 field() { scontrol show job "$job" | grep -o "$1=[^ ]*" | cut -d= -f2; }
 until_step() { while [ "$(step)" -lt "$1" ]; do sleep 0.2; done; }
+until_restarts() { while [ "$(field Restarts)" != "$1" ]; do sleep 0.2; done; }
 until_requeued() { # Slurm starts a requeued job after two minutes, or when told
-  while [ "$(field Restarts)" != "$1" ]; do sleep 0.2; done
+  until_restarts "$1"
   scontrol update JobId="$job" TimeLimit=30
   echo "$2: requeued at step $(step)"
   while [ "$(field JobState)" != RUNNING ]; do scontrol update JobId="$job" StartTime=now+2seconds 2>/dev/null || true; sleep 4; done
@@ -50,17 +51,19 @@ scontrol update JobId="$job" TimeLimit=1
 until_requeued 2 "--signal=USR1@60, time limit near"
 until_step $((3 * steps / 8))
 kill -9 "$(cat slurm/slurmd.sink2.pid)"
-until_requeued 3 "slurmd of a node killed"
+until_restarts 3
 slurmd -N sink2
 scontrol update NodeName=sink2 State=RESUME 2>/dev/null || true
-until_step $((4 * steps / 8))
+until_requeued 3 "slurmd of a node killed"
+at=$(step)
+until_step $((at + 100))
 scancel --signal=USR1 "$job"
-while [ "$(field Restarts)" != 4 ]; do sleep 0.2; done
+until_restarts 4
 scancel "$job"
 echo "scancel --signal=USR1: requeued at step $(step); cancelled, and submitted again"
 
 submit --signal=B:USR1@60
-until_step $((5 * steps / 8))
+until_step $((at + 300))
 scontrol update JobId="$job" TimeLimit=1
 until_requeued 1 "--signal=B:USR1@60, time limit near"
 while [ "$(field JobState)" != COMPLETED ]; do sleep 0.5; done
