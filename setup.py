@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megasink", "megasink.*"]),
-    package_data={"megasink.analysis": ["templates/*.j2"]},
+    package_data={"megasink.analysis": ["templates/*.j2"], "megasink.study": ["templates/*.j2"]},
     install_requires=[
         "datasets>=3.0",
         "deepspeed>=0.19.8",
@@ -18,6 +18,7 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2.0",
+        "psutil>=6.0",
         "pyarrow>=18",
         "pydantic>=2.10",
         "python-dotenv>=1.0",

@@ -99,10 +99,12 @@ def reproduce(request: ReproduceRequest) -> int:
     study = load_study(path)
     say_epochs(study, manifest)
     code = run_study(StudyRequest(study=str(path), on="local"))
-    collect(study, out / "results")
+    collect(study, path, out / "results")
     if recipe.analysis and code == 0:
         analyse(study, recipe, out)
-    elif not recipe.analysis:
+    elif recipe.analysis:
+        print("not analysed: an arm has not finished (its state stands above)")
+    else:
         print(gate_table(study))
     print(f"small files to keep: {out / 'results'}")
     return code
@@ -142,10 +144,12 @@ def analyse(study: Study, recipe: Recipe, out: Path) -> None:
     """A report for every seed and saved step; of the last step one more for each further arm, and the verdict."""
     for seed in dict.fromkeys(run.seed for run in study.runs):
         runs = [run for run in study.runs if run.seed == seed]
-        baseline, *others = sorted(runs, key=lambda run: run.arm != study.baseline)
-        steps = sorted(path.name for path in (baseline.folder / "checkpoints").glob("step_*"))[1:]
+        baseline, *others = runs = sorted(runs, key=lambda run: run.arm != study.baseline)
+        place = out / "reports" / f"seed_{seed}" / "+".join(run.arm for run in runs)
+        saved = sorted(path.name for path in (baseline.folder / "checkpoints").glob("step_*"))
+        steps = [step for step in saved if step != "step_00000000"]  # the null is measured beside each
         for step in steps:
-            report = out / "reports" / f"seed_{seed}" / step
+            report = place / step
             flags = recipe.analysis | (recipe.last_analysis if step == steps[-1] else {})
             if others:
                 flags["compare"] = f"{baseline.arm}:{others[0].arm}"
@@ -180,9 +184,10 @@ def _analyse(runs: list, step: str, flags: dict[str, str], out: Path, report: Pa
         raise UserError("the analysis stopped; its reason stands above; the same command goes on")
 
 
-def collect(study: Study, results: Path) -> None:
-    """Copy what is small: the page, the study, each run's logs of numbers."""
+def collect(study: Study, file: Path, results: Path) -> None:
+    """Copy what is small: the study's file and page, each run's logs of numbers."""
     results.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, results)
     shutil.copy(study.page, results)
     for run in study.runs:
         for name in _SMALL_FILES:

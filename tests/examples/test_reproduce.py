@@ -1,12 +1,12 @@
 """examples/reproduce: its recipes are valid, its verdict asks what was registered, and the whole command runs small."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 import yaml
 
+from megasink.config.cli import parse_cli
 from megasink.errors import UserError
 from megasink.study.study_file import load_study, read_words
 from tests.helpers.jobs import ROOT
@@ -15,6 +15,7 @@ FOLDER = ROOT / "examples" / "reproduce"
 sys.path.insert(0, str(FOLDER))
 
 from prepare import text_patterns  # noqa: E402
+from reproduce import ReproduceRequest, reproduce  # noqa: E402
 from verdict import ArmFigures, judge  # noqa: E402
 
 PAPER = ArmFigures("baseline", 2.9168, 0.6172, 0.7, 1916, 11.12, 1.3, 300, 15.5, 2.5)
@@ -76,8 +77,9 @@ def test_a_recipe_is_a_valid_study(name, tmp_path):
     )
 
 
-def test_from_text_to_verdict(tmp_path):
+def test_from_text_to_verdict(tmp_path, monkeypatch, capfd):
     """The whole command on a few documents and steps; started again it finds everything done."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     text = tmp_path / "text"
     text.mkdir()
     for number in range(60):
@@ -88,7 +90,7 @@ def test_from_text_to_verdict(tmp_path):
     small |= {"lr-wsd-decay-iters": "1", "lr-warmup-iters": "0", "save-interval": "4", "eval-interval": "4"}
     small |= {"micro-batch-size": "2", "global-batch-size": "2", "eval-iters": "1", "sink-stats-interval": "2"}
     recipe |= {"vocab_size": "300", "valid_share": "0.3", "flags": recipe["flags"] | small}
-    recipe |= {"analysis": {"tokens": "256", "figures": "6,7"}, "last_analysis": {}}
+    recipe |= {"analysis": {"tokens": "256", "figures": "7"}, "last_analysis": {}}
     recipe["arms"].pop("backward-only")
     launch = tmp_path / "plain.sh"
     launch.write_text(f'exec {sys.executable} -u -m megasink.train --micro-batch-size 2 "$@"\n')
@@ -97,22 +99,22 @@ def test_from_text_to_verdict(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     out = tmp_path / "out"
 
-    def run(*flags: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, FOLDER / "reproduce.py", "recipe.yaml", "--out", "out", *map(str, flags)]
-        environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    def run(*flags: str) -> int:
+        monkeypatch.chdir(tmp_path)
+        return reproduce(parse_cli(ReproduceRequest, ["recipe.yaml", "--out", "out", *flags]))
 
-    first = run("--text", "text", "--glob", "*.py")
-    assert first.returncode == 0, first.stdout + first.stderr
+    assert run("--text", "text", "--glob", "*.py") == 0
+    said = capfd.readouterr().out
     results = out / "results"
     assert "cannot be said: the gate is closed" in (results / "verdict_seed_1.md").read_text()
     report = json.loads((results / "report_seed_1" / "metrics.json").read_text())
     assert [model["label"] for model in report["settings"][0]["models"]] == ["baseline", "V-scale"]
-    assert (results / "study.html").is_file() and (results / "baseline_seed1" / "scalars.jsonl").is_file()
+    assert (results / "reproduce_recipe.yaml").is_file() and (results / "study.html").is_file()
+    assert (results / "baseline_seed1" / "scalars.jsonl").is_file()
     manifest = json.loads((out / "data" / "tokens_train.json").read_text())
-    assert f"{manifest['tokens'] / 1e6:.1f} M unique tokens" in first.stdout
+    assert f"{manifest['tokens'] / 1e6:.1f} M unique tokens" in said
 
-    again = run("--text", "text", "--glob", "*.py")
-    assert again.returncode == 0 and again.stdout.count("finished before") == 2
-    other = run("--text", "text")
-    assert other.returncode == 2 and "made from other text or settings" in other.stderr
+    assert run("--text", "text", "--glob", "*.py") == 0
+    assert capfd.readouterr().out.count("finished before") == 2
+    with pytest.raises(UserError, match="made from other text or settings"):
+        run("--text", "text")
