@@ -33,7 +33,7 @@ class Launched:
 
 
 def launch(launcher: str, run: Path, tokens: Path, fault: dict, *flags: object, patience_s: float = 120.0) -> Launched:
-    """Run a job to the end of the launcher's command; ranks that are left then have 10 s to end and are killed."""
+    """Run a job to the end of the launcher's command; ranks that are left then have 30 s to end and are killed."""
     words = [str(free_port()) if word == "PORT" else word for word in LAUNCHERS[launcher]]
     command = [*words, "tests.faults.inject", *TINY, "--data-path", tokens, "--save", run, *flags]
     environment = os.environ | {"FAULT": json.dumps(fault), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -46,7 +46,7 @@ def launch(launcher: str, run: Path, tokens: Path, fault: dict, *flags: object, 
         )  # fmt: skip
     try:
         code = runner.wait(patience_s)
-        deadline = time.monotonic() + 10.0
+        deadline = time.monotonic() + 30.0
         while (left := ranks_of(run)) and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
