@@ -18,7 +18,7 @@ flags=(--data-path "$work/tokens" --vocab-size 64 --num-layers 2 --hidden-size 3
 cat >job.sh <<'JOB'
 #!/bin/bash
 #SBATCH --nodes=2 --ntasks-per-node=1 --overcommit --requeue --open-mode=append --time=30
-# with --signal=B:USR1@60 only this shell is signalled: it passes the signal on to the ranks through srun
+# with --signal=B:USR1@100 only this shell is signalled: it passes the signal on to the ranks through srun
 trap 'echo "the batch script got USR1"; kill -USR1 $srun' USR1
 srun --overcommit --kill-on-bad-exit=1 python -u -m megasink.train "$@" &
 srun=$!
@@ -42,13 +42,13 @@ until_requeued() { # Slurm starts a requeued job after two minutes, or when told
 }
 submit() { job=$(sbatch --parsable --output=disturbed.log "$@" job.sh "${flags[@]}" --save disturbed --auto-resume); }
 
-submit --signal=USR1@60
+submit --signal=USR1@100
 until_step $((steps / 8))
 scancel --signal=TERM "$job"
 until_requeued 1 "scancel --signal=TERM"
 until_step $((2 * steps / 8))
-scontrol update JobId="$job" TimeLimit=1
-until_requeued 2 "--signal=USR1@60, time limit near"
+scontrol update JobId="$job" TimeLimit=2
+until_requeued 2 "--signal=USR1@100, time limit near"
 until_step $((3 * steps / 8))
 kill -9 "$(cat slurm/slurmd.sink2.pid)"
 until_restarts 3
@@ -62,10 +62,10 @@ until_restarts 4
 scancel "$job"
 echo "scancel --signal=USR1: requeued at step $(step); cancelled, and submitted again"
 
-submit --signal=B:USR1@60
+submit --signal=B:USR1@100
 until_step $((at + 300))
-scontrol update JobId="$job" TimeLimit=1
-until_requeued 1 "--signal=B:USR1@60, time limit near"
+scontrol update JobId="$job" TimeLimit=2
+until_requeued 1 "--signal=B:USR1@100, time limit near"
 while [ "$(field JobState)" != COMPLETED ]; do sleep 0.5; done
 
 grep -h "megasink: \|Stopped\|srun ended\|batch script got" disturbed.log | cut -c1-150
