@@ -150,11 +150,13 @@ class Sums:
         return whole
 
     def _place_documents(self, batch: int, slots: int) -> dict[str, Tensor]:
-        """[L, M, data ranks, B, slots] for M micro-batches, so that no two ranks write to one place."""
+        """[L, data ranks, M, B, slots] for M micro-batches: no two ranks write to one place, and all is in the order of
+        the global batch, of which each data-parallel rank has a contiguous part.
+        """
         layout, arrays = self.layout, {}
         for name, micro_batches in self.per_document.items():
             first = micro_batches[0][0]
-            shape = (self.config.num_layers, len(micro_batches), layout.data.size, batch, slots)
+            shape = (self.config.num_layers, layout.data.size, len(micro_batches), batch, slots)
             whole = torch.zeros(shape, dtype=torch.float64, device=first.device)
             present = torch.zeros((1, *shape[1:]), dtype=torch.float64, device=first.device)
             for m, (values, sequence) in enumerate(micro_batches):
@@ -162,9 +164,9 @@ class Sums:
                 if layout.tensor.rank == 0:
                     local = values.new_zeros((len(values), batch, slots))
                     local[:, sequence, place] = values
-                    whole[self.layers, m, layout.data.rank] = local
+                    whole[self.layers, layout.data.rank, m] = local
                 if layout.tensor.rank == 0 and layout.pipeline.rank == 0:
-                    present[0, m, layout.data.rank, sequence, place] = 1.0
+                    present[0, layout.data.rank, m, sequence, place] = 1.0
             arrays[name] = whole
             arrays["document_present"] = present
         return arrays
