@@ -17,7 +17,6 @@ from megasink.train import loop, main
 from megasink.train.trace import read_trace
 from multi_gpu.exposed import communication
 
-PROGRAM = "from multi_gpu.measured_rank import run; run()"
 PATIENCE_S = 60.0
 
 

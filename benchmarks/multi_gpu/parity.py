@@ -53,14 +53,16 @@ CPU_MODEL = [
 
 @dataclass(frozen=True)
 class Bounds:
-    """Largest relative differences. Of a statistic: norm of the difference over the norm."""
+    """Largest relative differences. Of a statistic: norm of the difference over the norm; of positions, which rounding
+    can move far where two are nearly equal: the share that differs.
+    """
 
     loss: float
     grad_norm: float
     statistics: float
 
 
-BOUNDS = {"fp32": Bounds(1e-5, 1e-4, 1e-3), "bf16": Bounds(2e-3, 1e-2, 5e-2)}
+BOUNDS = {"fp32": Bounds(1e-5, 1e-4, 1e-3), "bf16": Bounds(2e-3, 1e-2, 1e-1)}
 
 
 @dataclass
@@ -145,12 +147,15 @@ def compare(reference: Path, run: Path, bounds: Bounds) -> dict:
 
 
 def array_differences(expected: SinkReport, seen: SinkReport) -> dict[str, float]:
-    """|seen - expected| / |expected| of each array; infinite for one that is missing, or not a number elsewhere."""
+    """By the names of the arrays, as Bounds says; infinite for one that is missing, or not a number elsewhere."""
     found = {}
     for name, array in expected.arrays.items():
         other = seen.arrays.get(name)
         if other is None or other.shape != array.shape or not np.array_equal(np.isnan(array), np.isnan(other)):
             found[name] = float("inf")
+            continue
+        if name.endswith("_position"):
+            found[name] = float(np.mean(array != other))
             continue
         size, difference = np.linalg.norm(np.nan_to_num(array)), np.linalg.norm(np.nan_to_num(other - array))
         found[name] = float(difference / size) if size > 0 else float(difference)

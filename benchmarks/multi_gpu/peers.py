@@ -25,9 +25,6 @@ PEERS = {"fsdp2-torchtitan": "torchtitan", "fsdp2-transformers": "transformers",
 """Names, and the package that each needs."""
 
 
-PROGRAM = "from multi_gpu.peers import run; run()"
-
-
 def run() -> None:
     folder, steps, profiled, peer, shape, micro_batch_size, micro_batches = sys.argv[1:]
     work = Work(

@@ -24,7 +24,6 @@ from megasink.config.cli import load_yaml, parse_cli
 from megasink.errors import UserError, run_cli
 from megasink.plan.plan import Machine, make_plan
 from megasink.train.flops import PEAK_FLOPS
-from multi_gpu import measured_rank, peers
 from multi_gpu.jobs import chosen, device_name, make_folder, ranks_here, run_job
 from multi_gpu.peers import PEERS
 from tests.helpers.jobs import metrics
@@ -42,6 +41,8 @@ GOALS = {("zero1", 8): 0.95, ("tp", 8): 0.80, ("tp-sp", 8): 0.80}
 """Least weak efficiency on so many GPUs; for pp it is BUBBLE_GOAL of what the bubble leaves."""
 BUBBLE_GOAL = 0.95
 PROFILED = 2
+MEASURED_PROGRAM = "from multi_gpu.measured_rank import run; run()"
+PEER_PROGRAM = "from multi_gpu.peers import run; run()"
 
 
 @dataclass
@@ -132,10 +133,10 @@ def measure(config: ScalingConfig, shape: Shape, row: dict, tokens: Path, folder
     micro_batches = sequences // (config.micro_batch_size * (ranks if split in REPLICATED else 1))
     last = config.warmup + config.steps
     if split in PEERS:
-        program = peers.PROGRAM
+        program = PEER_PROGRAM
         flags = [folder, last, PROFILED, split, config.shape, config.micro_batch_size, micro_batches]
     else:
-        program = measured_rank.PROGRAM
+        program = MEASURED_PROGRAM
         flags = [
             *(folder, last, PROFILED, *shape.flags()),
             *("--micro-batch-size", config.micro_batch_size, "--global-batch-size", sequences),

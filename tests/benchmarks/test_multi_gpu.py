@@ -39,6 +39,8 @@ def test_a_difference_in_one_statistic_is_seen():
     close = SinkReport({}, {"value_norm": np.array([1.0, 2.002]), "attention_sink": np.array([np.nan, 0.5])})
     found = parity.array_differences(expected, close)
     assert found["value_norm"] == pytest.approx(0.002 / 5**0.5) and found["attention_sink"] == 0.0
+    places = [SinkReport({}, {"gradient_sink_position": np.array(at)}) for at in ([[0, 3, 0, 5]], [[0, 3, 7, 5]])]
+    assert parity.array_differences(*places) == {"gradient_sink_position": 0.25}
     other = SinkReport({}, {"attention_sink": np.array([0.1, 0.5])})
     assert parity.array_differences(expected, other) == {"value_norm": float("inf"), "attention_sink": float("inf")}
 
