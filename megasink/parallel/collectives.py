@@ -19,7 +19,7 @@ from megasink.parallel.layout import Axis
 
 # torch 2.13 renamed these two and warns at the old names, which 2.11 has alone
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def copy_to_tensor_parallel(tensor: Tensor, axis: Axis) -> Tensor:
@@ -73,7 +73,7 @@ def _reduce_scatter_sequence(tensor: Tensor, axis: Axis) -> Tensor:
     batch, length = tensor.shape[:2]
     by_rank = tensor.reshape(batch, axis.size, length // axis.size, *tensor.shape[2:]).transpose(0, 1).contiguous()
     scattered = tensor.new_empty(by_rank.shape[1:])
-    _reduce_scatter(scattered, by_rank.view(-1, *by_rank.shape[2:]), group=axis.group)
+    reduce_scatter(scattered, by_rank.view(-1, *by_rank.shape[2:]), group=axis.group)
     return scattered
 
 

@@ -67,7 +67,7 @@ class TrainEngine:
                 mpu=None if self.pipelined else PipelineParallelGrid(topology, dist.group.WORLD),
                 dist_init_required=False,
             )
-            fuse(self.engine.optimizer, self.compiles)
+            fuse(self.engine, self.compiles)
 
     @property
     def gradient_scale(self) -> float:

@@ -76,10 +76,13 @@ BF16 = {
     2: [
         Case("v_scale_gqa", precision="bf16", tensor=2, sequence_parallel=True, micro_batch=4),
         Case("v_scale_tied", precision="bf16", pipeline=2),
+        Case("v_scale_gqa", precision="bf16"),
         Case("v_scale_gqa", precision="bf16", zero=3),
     ],
     4: [
         Case("v_scale_gqa", precision="bf16", tensor=2, pipeline=2),
+        Case("v_scale_gqa", precision="bf16", tensor=2),
+        Case("v_scale_tied", precision="bf16", pipeline=2),
         Case("v_scale_gqa", precision="bf16", tensor=2, zero=2),
     ],
 }
