@@ -10,10 +10,11 @@ OPTIMIZER_RANGE = "megasink::optimizer"
 DATA_RANGE = "megasink::data"
 """The host's wait for a batch."""
 
+_COMMUNICATION = ("nccl", "gloo:", "c10d::", "record_param_comms")
 # The first match of a kernel's own name decides. Compiled kernels are named after the operators fused into them, for
 # example triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_3, so words here are also operators that give a kernel away.
 _BY_KERNEL = [
-    ("communication", ("nccl", "gloo:", "c10d::", "record_param_comms")),
+    ("communication", _COMMUNICATION),
     ("attention", ("flash", "fmha", "sdpa", "cudnn_generated", "attention", "flex")),
     ("matmul", ("gemm", "nvjet", "cutlass", "cublas", "splitk", "triton_tem")),
     ("cross entropy", ("cross_entropy", "logsumexp", "nll", "softmax", "amax", "masked_fill", "scatter")),
@@ -67,6 +68,8 @@ def category_of(kernel: str, ranges: tuple[str, ...] = ()) -> str:
 
     One that fuses two, say a norm with a residual add, counts under the first category of the table that it matches.
     """
+    if any(word in kernel.lower() for word in _COMMUNICATION):
+        return "communication"
     if OPTIMIZER_RANGE in ranges or any(name.startswith("Optimizer.step") for name in ranges):
         return "optimizer"
     for names, table in (((kernel,), _BY_KERNEL), (ranges, _BY_RANGE)):

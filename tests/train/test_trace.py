@@ -35,7 +35,8 @@ def test_categories_by_name(kernel, category):
     assert category_of(kernel) == category
 
 
-def test_optimizer_range_outranks_the_name():
+def test_optimizer_range_outranks_the_name_but_for_communication():
+    assert category_of("ncclDevKernel_AllGather_RING_LL", (OPTIMIZER_RANGE, "aten::copy_")) == "communication"
     assert category_of("triton_poi_fused_mul_pow_rsqrt_0", (OPTIMIZER_RANGE, "aten::mul")) == "optimizer"
 
 
