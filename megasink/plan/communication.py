@@ -114,14 +114,17 @@ def _replicas(
 ) -> Iterator[Message]:
     """Gradients and weights over the ranks that hold the same parameters.
 
-    ZeRO 0 and 1 reduce once a step, in the training dtype. ZeRO 2 and 3 reduce after each micro-batch (2 by
-    all-reduce, so that it sends twice what ZeRO's paper counts). ZeRO 3 gathers weights for the forward pass, and once
-    more for the backward pass where they are too many to keep.
+    ZeRO 0 and 1 reduce once a step; bf16 scatters fp32 sums (megasink.train.bf16_step). ZeRO 2 and 3 reduce after each
+    micro-batch, in the training dtype (2 by all-reduce, so that it sends twice what ZeRO's paper counts). ZeRO 3
+    gathers weights for the forward pass, and once more for the backward pass where they are too many to keep.
     """
     zero, element = config.parallel.zero_stage, element_size(config)
     weights = element * here.total
     if zero <= 1:
-        yield Message("gradients", "all-reduce", "replica", replicas, weights, 1)
+        if zero == 1 and element == 2:
+            yield Message("gradients", "reduce-scatter", "replica", replicas, FP32 * here.total, 1)
+        else:
+            yield Message("gradients", "all-reduce", "replica", replicas, weights, 1)
         if zero == 1:
             yield Message("weights", "all-gather", "replica", replicas, weights, 1)
     elif zero == 2:

@@ -114,7 +114,7 @@ def _moving(config: RunConfig, parameters: int, replicas: int) -> int:
     element, zero = element_size(config), config.parallel.zero_stage
     bucket = min(parameters, REDUCE_BUCKET)
     if zero == 1 and element == 2:
-        return (4 + 2) * bucket  # joined in fp32, cast to bf16 for the wire
+        return 0  # each rank's part is summed where it is
     if zero <= 1:
         return element * bucket
     at_step = 4 * -(-parameters // replicas)  # the optimizer's flat copy of the gradients

@@ -1,7 +1,8 @@
 """Time of one optimizer step: products at a fraction of the peak, passes over memory, messages, and the pipeline.
 
-Constants are calibrated on one profile (docs/results/profile_1b_accumulate1.json: one H100, 1.2B, micro-batch 8) or
-assumed where nothing was measured; docs/planning.md compares the outcome with other measurements and published runs.
+Constants are calibrated on the parts of one profile (docs/results/profile_1b_accumulate1.json: one H100, 1.2B,
+micro-batch 8) or assumed where nothing was measured; docs/planning.md compares the outcome with other measurements and
+published runs.
 """
 
 import math
@@ -33,8 +34,8 @@ HOP = 10e-6
 """Seconds from node to node, which a message over many nodes takes in turn. Assumed."""
 ADAMW_BYTES = 30
 """Of a parameter: gradient, master weight, two moments read, the last three and the bf16 weight written."""
-WIRE_BYTES = 12
-"""Of a parameter: fp32 gradient to bf16 for the wire, and back (DeepSpeed's allreduce_bucket)."""
+BUCKET_BYTES = 12
+"""Of a parameter, in each reduction of ZeRO-2 and 3: into a bucket, averaged, out of it. Assumed."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _stage(
     # DeepSpeed overlaps ZeRO-2's reductions with the backward pass, and all of ZeRO-3's with both
     hidden_behind = {2: compute * 2 / 3, 3: compute}.get(zero, 0.0)
     own = here.total if zero == 0 else here.total / replicas
-    traffic = ADAMW_BYTES * own + WIRE_BYTES * here.total * (1 if zero <= 1 else micro_batches)
+    traffic = ADAMW_BYTES * own + (0 if zero <= 1 else BUCKET_BYTES * here.total * micro_batches)
     traffic += (6 + 10 * (micro_batches - 1)) * (here.total if zero <= 1 else own)  # copied, then added to
     return StepTime(
         matmul=matmul,
