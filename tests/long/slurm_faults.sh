@@ -4,7 +4,7 @@
 #   bash tests/long/slurm_faults.sh EMPTY_FOLDER
 set -euo pipefail
 work=$(realpath -m "$1") root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-steps=${STEPS:-3000}
+steps=${STEPS:-4000}
 mkdir -p "$work"
 cd "$work"
 export SLURM_CONF=$work/slurm/slurm.conf PYTHONPATH=$root OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=lo DS_ACCELERATOR=cpu
