@@ -85,6 +85,8 @@ def test_the_shell_files_are_clean():
     for file in files:
         subprocess.run(["bash", "-n", file], check=True)
     found = subprocess.run(
-        ["shellcheck", "--external-sources", "--exclude=SC1091", *files], capture_output=True, text=True
+        [Path(sys.executable).with_name("shellcheck"), "--external-sources", "--exclude=SC1091", *files],
+        capture_output=True,
+        text=True,
     )
     assert found.returncode == 0, found.stdout + found.stderr
