@@ -11,7 +11,7 @@ cannot() { echo "$*"; exit 3; }
 install_slurm() {
   command -v slurmctld >/dev/null && command -v munged >/dev/null && return
   command -v apt-get >/dev/null || cannot "no slurmctld, and no apt-get to install it with"
-  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge; } \
+  { timeout 60 apt-get update -qq && DEBIAN_FRONTEND=noninteractive timeout 240 apt-get install -y -qq --no-install-recommends slurm-wlm munge; } \
     >"$folder/apt.log" 2>&1 || cannot "apt-get could not install slurm-wlm ($(tail -n1 "$folder/apt.log"))"
 }
 
