@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # also where megas
 
 import tyro
 import yaml
+from backcopy import Backcopy, write_backcopy
 from prepare import ROOT, TextChoice, prepare
 from pydantic import ConfigDict
 from verdict import read_figures, verdict_text
@@ -40,6 +41,8 @@ class Recipe:
     seeds: list[int]
     vocab_size: int
     """Of the tokenizer that is trained on the text."""
+    backcopy: Backcopy | None = None
+    """Sequences of this task in place of text."""
     tokenizer_mib: float = 32
     """Text the tokenizer is trained on."""
     valid_share: float = 0.01
@@ -57,7 +60,7 @@ class ReproduceRequest:
     """Everything from text to verdict; killed or interrupted, the same command goes on."""
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE.yaml")]
-    """recipe.yaml (one H100), cpu.yaml, or search.yaml (baselines only)."""
+    """recipe.yaml (one H100), cpu.yaml, backcopy.yaml (no text needed), or search.yaml (baselines only)."""
     text: tuple[str, ...] = ()
     """Folders and files of text."""
     glob: tuple[str, ...] = ()
@@ -82,19 +85,8 @@ def reproduce(request: ReproduceRequest) -> int:
     """Returns the exit code: the study's, or 0."""
     recipe = from_dict(Recipe, read_words(Path(request.recipe)), request.recipe)
     out = Path(request.out).absolute()
-    choice = TextChoice(
-        text=tuple(map(os.path.abspath, request.text)),
-        glob=request.glob,
-        hf_dataset=request.hf_dataset,
-        hf_config=request.hf_config,
-        hf_mib=request.hf_mib,
-        tokenizer=request.tokenizer and os.path.abspath(request.tokenizer),
-        vocab_size=recipe.vocab_size,
-        tokenizer_mib=recipe.tokenizer_mib,
-        valid_share=recipe.valid_share,
-    )
+    manifest = make_tokens(recipe, request, out / "data")
     os.chdir(ROOT)  # where the launch scripts are
-    manifest = prepare(out / "data", choice)
     path = write_study(recipe, request, out)
     study = load_study(path)
     say_epochs(study, manifest)
@@ -110,12 +102,34 @@ def reproduce(request: ReproduceRequest) -> int:
     return code
 
 
+def make_tokens(recipe: Recipe, request: ReproduceRequest, folder: Path) -> dict:
+    """`folder`/tokens_train.* and tokens_valid.*; the training part's manifest."""
+    if recipe.backcopy is not None:
+        if request.text or request.hf_dataset:
+            raise UserError(f"{request.recipe} makes its own tokens (backcopy); leave --text and --hf-dataset out")
+        return write_backcopy(folder, recipe.backcopy, recipe.vocab_size, int(recipe.flags["seq-length"]))
+    choice = TextChoice(
+        text=tuple(map(os.path.abspath, request.text)),
+        glob=request.glob,
+        hf_dataset=request.hf_dataset,
+        hf_config=request.hf_config,
+        hf_mib=request.hf_mib,
+        tokenizer=request.tokenizer and os.path.abspath(request.tokenizer),
+        vocab_size=recipe.vocab_size,
+        tokenizer_mib=recipe.tokenizer_mib,
+        valid_share=recipe.valid_share,
+    )
+    return prepare(folder, choice)
+
+
 def write_study(recipe: Recipe, request: ReproduceRequest, out: Path) -> Path:
     """The study file of this recipe and folder."""
     unknown = set(request.arms) - set(recipe.arms)
     if unknown:
         raise UserError(f"--arms {' '.join(sorted(unknown))}: the recipe has {', '.join(recipe.arms)}")
     data = {name: str(out / "data" / part) for name, part in _DATA.items()}
+    if recipe.backcopy is not None:
+        data.pop("tokenizer")  # it has none
     study = {
         "script": recipe.script,
         "out": str(out / "study"),
