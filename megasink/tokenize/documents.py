@@ -1,18 +1,15 @@
-"""Raw text as documents, streamed from every input format."""
+"""Raw text as documents, streamed from every input format in blocks of bounded size."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from megasink.errors import UserError
+from megasink.tokenize.blocks import BadDocument, Block, check_text, decode, parse
 from megasink.tokenize.sources import SourceFile
 from megasink.tokenize.streams import InputStream, line_number
 
+BLOCK_BYTES = 1 << 20  # of input; a few such blocks are the memory of a run
 _BOM = b"\xef\xbb\xbf"
-
-
-class BadDocument(Exception):
-    """Why a document cannot be used; the reader adds where it is, or counts it."""
 
 
 @dataclass(frozen=True)
@@ -57,84 +54,115 @@ class Reader:
             UserError: naming file and line: not UTF-8, a NUL byte (binary), not JSON, no such key, not a string
                 (unless `skip_bad`), or a damaged file.
         """
-        read = {"jsonl": self._json_lines, "text": self._text_file}.get(segment.source.format, self._rows)
-        return read(segment)
+        for block in self.blocks([segment]):
+            self.refuse(block, [])
+            read = block.read
+            for document in parse(block, self.json_key):
+                if isinstance(document, BadDocument):
+                    self.refuse(block, [document])
+                else:
+                    yield document, read
+                    read = 0
 
-    def _json_lines(self, segment: Segment) -> Iterator[tuple[str, int]]:
+    def blocks(self, segments: Iterable[Segment]) -> Iterator[Block]:
+        """The same documents unparsed. Whoever parses them gives what was bad to `refuse`.
+
+        Raises:
+            UserError: a damaged file.
+        """
+        rows = _Rows()
+        for segment in segments:
+            if segment.source.format == "jsonl":
+                yield from rows.take()
+                yield from _line_blocks(segment)
+            else:
+                for row in self._rows(segment):
+                    rows.add(*row)
+                    if rows.size >= BLOCK_BYTES:
+                        yield from rows.take()
+        yield from rows.take()
+
+    def refuse(self, block: Block, bad: list[BadDocument]) -> None:
+        """Count a block's bad documents, those noticed on reading and those `bad` that parsing found.
+
+        Raises:
+            UserError: at the first, unless `skip_bad`; it names file and line.
+        """
+        self.bad += len(block.bad) + len(bad)
+        if self.skip_bad:
+            return
+        if block.bad:
+            raise UserError(block.bad[0])
+        if bad:
+            before = block.lines_before
+            before = line_number(block.path, block.offset) - 1 if before is None else before
+            raise UserError(f"{block.path} line {before + bad[0].row + 1}: {bad[0]}")
+
+    def _rows(self, segment: Segment) -> Iterator[tuple[str | BadDocument, int, str]]:
+        """(text or why it cannot be used, bytes of the file read since the last one, where it is)."""
         source = segment.source
-        with InputStream(source.path, source.compression) as stream:
-            reported, number = stream.consumed, 0
-            for offset, line in stream.lines(segment.start, segment.stop):
-                number += 1
-                if offset == 0:
-                    line = line.removeprefix(_BOM)
-                if line.isspace():
-                    continue
-                try:
-                    text = self._text_of_json(line)
-                except BadDocument as bad:
-                    number = line_number(source.path, offset) if source.compression == "none" else number
-                    self._refuse(bad, f"{source.path} line {number}")
-                    continue
-                inside = min(offset + len(line) - segment.start, segment.size)  # the last line may reach beyond
-                done = inside if source.compression == "none" else stream.consumed
-                yield text, done - reported
-                reported = done
-
-    def _text_file(self, segment: Segment) -> Iterator[tuple[str, int]]:
-        source = segment.source
-        with InputStream(source.path, source.compression) as stream:
-            content = stream.read_document()
-        try:
-            yield decode(content.removeprefix(_BOM)), source.size
-        except BadDocument as bad:
-            self._refuse(bad, source.path)
-
-    def _rows(self, segment: Segment) -> Iterator[tuple[str, int]]:
+        if source.format == "text":
+            yield _text_of_file(source), source.size, source.path
+            return
         from megasink.tokenize.tables import read_hub, read_rows
 
-        rows = (
-            read_hub(self.hub, segment.start, self.json_key)
-            if segment.source.format == "hub"
-            else read_rows(segment.source, self.json_key)
-        )
+        hub = source.format == "hub"
+        rows = read_hub(self.hub, segment.start, self.json_key) if hub else read_rows(source, self.json_key)
         for number, (value, size) in enumerate(rows):
             try:
-                yield "" if value is None else self._checked(value), size
+                document = "" if value is None else check_text(value, self.json_key)
             except BadDocument as bad:
-                self._refuse(bad, f"{segment.source.path} row {number}")
-
-    def _refuse(self, bad: BadDocument, where: str) -> None:
-        if not self.skip_bad:
-            raise UserError(f"{where}: {bad}") from None
-        self.bad += 1
-
-    def _text_of_json(self, line: bytes) -> str:
-        try:
-            record = json.loads(decode(line))
-        except (ValueError, RecursionError) as error:
-            raise BadDocument(f"not JSON ({error}); JSONL holds one object a line") from None
-        if not isinstance(record, dict) or self.json_key not in record:
-            keys = ", ".join(list(record)[:10]) if isinstance(record, dict) else type(record).__name__
-            raise BadDocument(f'no key "{self.json_key}" (it has: {keys}); name the text\'s key with --json-key')
-        return self._checked(record[self.json_key])
-
-    def _checked(self, text: object) -> str:
-        if not isinstance(text, str):
-            raise BadDocument(f'the value of "{self.json_key}" is {type(text).__name__}, not text')
-        if not text.isascii():
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError:
-                raise BadDocument(f'the value of "{self.json_key}" has a lone surrogate, which is not text') from None
-        return text
+                document = bad
+            yield document, size, f"{source.path} row {number}"
 
 
-def decode(content: bytes) -> str:
-    """UTF-8 text without NUL bytes, or BadDocument."""
-    if b"\0" in content:
-        raise BadDocument("holds NUL bytes: a binary file, not text")
+class _Rows:
+    """Texts that come one by one, gathered to a block."""
+
+    def __init__(self) -> None:
+        self._texts: list[bytes] = []
+        self._bad: list[str] = []
+        self._read = 0
+        self.size = 0
+
+    def add(self, document: str | BadDocument, read: int, where: str) -> None:
+        self._read += read
+        if isinstance(document, BadDocument):
+            self._bad.append(f"{where}: {document}")
+        else:
+            self._texts.append(document.encode("utf-8"))
+            self.size += len(self._texts[-1])
+
+    def take(self) -> Iterator[Block]:
+        """The block, if there is anything in it; then it begins anew."""
+        if self._texts or self._bad:
+            yield Block(b"".join(self._texts), [len(text) for text in self._texts], self._read, self._bad)
+        self.__init__()
+
+
+def _text_of_file(source: SourceFile) -> str | BadDocument:
+    with InputStream(source.path, source.compression) as stream:
+        content = stream.read_document()
     try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadDocument(f"not UTF-8 (byte {error.start}: {error.reason}); convert it to UTF-8") from None
+        return decode(content.removeprefix(_BOM))
+    except BadDocument as bad:
+        return bad
+
+
+def _line_blocks(segment: Segment) -> Iterator[Block]:
+    source = segment.source
+    plain = source.compression == "none"
+    with InputStream(source.path, source.compression) as stream:
+        reported, lines = stream.consumed, 0
+        for offset, content in stream.lines(segment.start, segment.stop, BLOCK_BYTES):
+            # the last line may reach beyond the segment
+            done = min(offset + len(content) - segment.start, segment.size) if plain else stream.consumed
+            yield Block(
+                content.removeprefix(_BOM) if offset == 0 else content,
+                read=done - reported,
+                path=source.path,
+                offset=offset,
+                lines_before=None if plain else lines,
+            )
+            reported = done
+            lines += 0 if plain else content.count(b"\n")

@@ -1,16 +1,22 @@
 """gigatoken, many times faster than the reference libraries, used only where its ids are proven equal on a sample."""
 
 import contextlib
+import dataclasses
+import fcntl
+import json
+import os
 import queue
-import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from megasink.errors import UserError
-from megasink.tokenize import fast_worker
-from megasink.tokenize.fast_worker import receive, receive_rows, send, send_rows
+from megasink.tokenize.blocks import BadDocument, Block, EncodedBlock, Form, split
+from megasink.tokenize.messages import receive, send, send_ids, send_texts
 from megasink.tokenize.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 
 # What encoders differ on: whitespace runs, normalisation, combining marks, byte fallback, spelled-out byte pieces.
@@ -28,105 +34,148 @@ class NotUsable(Exception):
 
 
 class GigatokenTokenizer:
-    """A reference tokenizer whose `encode_batch` is done by `num_workers` processes of gigatoken, about 100 MB each.
+    """A reference tokenizer whose work is done by `num_workers` processes of gigatoken (fast_worker.py).
 
     A call keeps one of them busy, so that many calls should be made at once (`num_calls`).
 
     gigatoken reads control tokens spelled out in text as control tokens; the documents that hold one are left to the
     reference, so that they stay text.
 
-    They start meanwhile: call `wait_until_ready` before anything else.
+    They load meanwhile: call `start` before anything else.
     """
 
     library = "gigatoken"
 
     def __init__(self, reference: SentencePieceTokenizer | HuggingFaceTokenizer, num_workers: int) -> None:
-        self._workers = [_Worker() for _ in range(num_workers)]
-        try:
-            for worker in self._workers:
-                worker.load(reference)
-        except OSError:
-            self.close()
-            raise
-        self.num_calls = num_workers
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for worker in self._workers:
-            self._idle.put(worker)
-        self._reference = reference
         self.vocab_size = reference.vocab_size
         self.bos_id, self.eos_id, self.digest = reference.bos_id, reference.eos_id, reference.digest
-        # a substring search is far quicker than a pattern, so the pattern runs only where a token's beginning occurs
-        self._beginnings = {token[:2] for token in reference.control_tokens}
-        self._control = re.compile("|".join(map(re.escape, reference.control_tokens)) or r"(?!)")
+        self.num_calls = num_workers
+        self._reference = reference
+        self._idle: queue.SimpleQueue[_Link] = queue.SimpleQueue()
+        theirs, self._links = [], []
+        for _ in range(num_workers):
+            questions, answers = os.pipe(), os.pipe()
+            theirs.append((questions[0], answers[1]))
+            self._links.append(_Link(os.fdopen(questions[1], "wb"), os.fdopen(answers[0], "rb"), reference))
+        path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "megasink.tokenize.fast_worker", *(f"{pair[0]},{pair[1]}" for pair in theirs)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
+            pass_fds=[descriptor for pair in theirs for descriptor in pair],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # this process says in one line what went wrong
+            start_new_session=True,  # Ctrl-C is for this process, which ends the others
+        )
+        for descriptor in (descriptor for pair in theirs for descriptor in pair):
+            os.close(descriptor)
+        self._first = _Link(self._process.stdin, self._process.stdout, reference)
+        kind = b"sentencepiece" if isinstance(reference, SentencePieceTokenizer) else b"tokenizer.json"
+        with contextlib.suppress(OSError):  # it ended at once: `start` says so
+            send(self._process.stdin, kind, reference.content, json.dumps(reference.control_tokens).encode())
 
-    def wait_until_ready(self) -> None:
-        """Raises NotUsable where gigatoken is missing or does not take the vocabulary; then the processes are gone."""
+    def start(self, sample: list[str]) -> list[np.ndarray]:
+        """Ids of each text, whose words the processes then know from the beginning.
+
+        Raises:
+            NotUsable: gigatoken is missing or does not take the vocabulary; then the processes are gone.
+        """
         try:
-            for worker in self._workers:
-                worker.wait_until_ready()
-        except (NotUsable, OSError, EOFError):
+            if reason := receive(self._process.stdout)[0]:
+                raise NotUsable(reason.decode())
+            rows = self._first.encode(sample)
+        except (EOFError, OSError, UserError):
+            self.close()
+            raise NotUsable("gigatoken did not start") from None
+        except NotUsable:
             self.close()
             raise
+        for link in self._links:
+            self._idle.put(link)
+        return rows
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        worker = self._idle.get()
-        try:
-            rows = worker.encode(texts)
-        finally:
-            self._idle.put(worker)
-        for number, text in enumerate(texts):
-            if self._spells_control(text):
-                rows[number] = self._reference.encode_batch([text])[0]
-        return rows
+        with self._free_link() as link:
+            return link.encode(texts)
+
+    def encode_block(self, block: Block, form: Form) -> EncodedBlock:
+        """As blocks.encode_block does it; all of it happens in the other process."""
+        with self._free_link() as link:
+            return link.encode_block(block, form)
 
     def decode(self, ids: list[int] | np.ndarray) -> str:
         return self._reference.decode(ids)
 
     def close(self) -> None:
         """End the processes."""
-        for worker in self._workers:
-            worker.close()
+        for link in (self._first, *self._links):
+            link.close_questions()
+        self._process.wait()
+        for link in (self._first, *self._links):
+            link.close_answers()
 
-    def _spells_control(self, text: str) -> bool:
-        return any(beginning in text for beginning in self._beginnings) and self._control.search(text) is not None
+    @contextlib.contextmanager
+    def _free_link(self) -> Iterator["_Link"]:
+        link = self._idle.get()
+        try:
+            yield link
+        finally:
+            self._idle.put(link)
 
 
-class _Worker:
-    """One process of fast_worker.py; it ends when its stdin does."""
+class _Link:
+    """Questions to one process and its answers."""
 
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", fast_worker.__file__],  # -P: our tokenizers.py must not hide the library
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pipesize=_PIPE_BYTES,
-            stderr=subprocess.DEVNULL,  # this process says in one line what went wrong
-            start_new_session=True,  # Ctrl-C is for this process, which ends the others
-        )
-
-    def load(self, reference: SentencePieceTokenizer | HuggingFaceTokenizer) -> None:
-        kind = b"sentencepiece" if isinstance(reference, SentencePieceTokenizer) else b"tokenizer.json"
-        send(self._process.stdin, kind)
-        send(self._process.stdin, reference.content)
-
-    def wait_until_ready(self) -> None:
-        if reason := receive(self._process.stdout):
-            raise NotUsable(reason.decode())
+    def __init__(self, questions: BinaryIO, answers: BinaryIO, reference: Tokenizer) -> None:
+        self._questions, self._answers, self._reference = questions, answers, reference
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(questions, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            fcntl.fcntl(answers, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
-        try:
-            send_rows(self._process.stdin, [text.encode("utf-8") for text in texts], 1)
-            return [np.frombuffer(row, "<i4") for row in receive_rows(self._process.stdout, 4)]
-        except (OSError, EOFError):
-            raise UserError(
-                "a gigatoken process ended (out of memory?); go on with --resume, or use --encoder reference"
-            ) from None
+        with _named_end():
+            send_texts(self._questions, b"texts", [text.encode("utf-8") for text in texts])
+            _, lengths, ids = self._answer(b"ids")
+        return split(np.frombuffer(ids, np.int32), np.frombuffer(lengths, np.int64).tolist())
 
-    def close(self) -> None:
+    def encode_block(self, block: Block, form: Form) -> EncodedBlock:
+        lengths = [] if block.lengths is None else [np.array(block.lengths, np.int64)]
+        with _named_end():
+            send(self._questions, b"block", json.dumps(dataclasses.asdict(form)).encode(), block.content, *lengths)
+            _, dtype, tokens, lengths, hashes, counts = self._answer(b"block")
+        text_bytes, empty, bad = json.loads(counts)
+        return EncodedBlock(
+            tokens=np.frombuffer(tokens, dtype.decode()),
+            lengths=np.frombuffer(lengths, np.int64),
+            hashes=hashes,
+            text_bytes=text_bytes,
+            empty=empty,
+            bad=[BadDocument(reason, row) for row, reason in bad],
+        )
+
+    def _answer(self, kind: bytes) -> list[bytes]:
+        """The answer; documents that it leaves to the reference are encoded meanwhile."""
+        while (answer := receive(self._answers))[0] != kind:
+            texts = split(answer[2], np.frombuffer(answer[1], np.int64).tolist())
+            send_ids(self._questions, self._reference.encode_batch([text.decode("utf-8") for text in texts]))
+        return answer
+
+    def close_questions(self) -> None:
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
+            self._questions.close()
+
+    def close_answers(self) -> None:
+        self._answers.close()
+
+
+@contextlib.contextmanager
+def _named_end() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError):
+        raise UserError(
+            "a gigatoken process ended (out of memory?); go on with --resume, or use --encoder reference"
+        ) from None
 
 
 def fastest(reference: Tokenizer, num_workers: int, sample: list[str]) -> tuple[Tokenizer, str | None]:
@@ -138,12 +187,11 @@ def fastest(reference: Tokenizer, num_workers: int, sample: list[str]) -> tuple[
     try:
         fast = GigatokenTokenizer(reference, num_workers)
         expected = reference.encode_batch(texts)
-        fast.wait_until_ready()
+        found = fast.start(texts)
     except NotUsable as reason:
         return reference, str(reason)
-    except (OSError, EOFError) as error:
+    except OSError as error:
         return reference, f"gigatoken did not start ({error})"
-    found = fast.encode_batch(texts)
     different = sum(not np.array_equal(left, right) for left, right in zip(expected, found, strict=True))
     if different:
         fast.close()

@@ -1,99 +1,135 @@
-"""A process that encodes with gigatoken, whose encoders hold Python's lock: threads of one process would take turns.
+"""Processes that encode with gigatoken, whose encoders hold Python's lock: threads of one process would take turns.
 
-It imports nothing of megasink, to start quickly. The first message on stdin is b"sentencepiece" or b"tokenizer.json",
-the next the tokenizer's file; one message answers, empty or why it cannot be used. Then each message of texts is
-answered by one of ids, until stdin ends (also when the parent is killed). A message is its length as u64, then its
-bytes.
+The first process loads the vocabulary and encodes a sample; then each pair of descriptors in its arguments (questions
+in, answers out) is served by a fork of it, until the questions end (also when the parent is killed). To start quickly
+it imports no more of megasink than it needs.
 
-An encoder remembers every word it has met, without bound, and gives no memory back when it goes. So a fork of the
-process that has loaded it does the work, until it has grown by _MEMORY; then the next fork takes over, in milliseconds.
+An encoder remembers every word it has met, without bound, and gives no memory back when it goes. So a fork that has
+grown by _MEMORY ends, and the next one takes over, in milliseconds; it knows the words of the sample.
 """
 
 import gc
-import itertools
+import json
 import os
-import struct
+import re
 import sys
 from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
 
-_MEMORY = 24 << 20  # bytes; its table doubles now and then, and a run with two workers is to stay below 300 MB
+from megasink.tokenize.blocks import Block, Form, encode_block, split
+from megasink.tokenize.messages import receive, send, send_ids, send_texts
+
+_MEMORY = 48 << 20  # bytes; its table doubles now and then, and a run with two workers is to stay below 300 MB
 _GROWN = 3  # exit code of a fork that hands over
 
 
-def send(stream: BinaryIO, *parts: bytes | memoryview) -> None:
-    """Write one message."""
-    stream.write(struct.pack("<Q", sum(len(part) for part in parts)))
-    for part in parts:
-        stream.write(part)
-    stream.flush()
+class _Encoder:
+    """Texts in UTF-8 to ids. gigatoken reads control tokens spelled out in text as control tokens, so the documents
+    that hold one are sent back to the parent, which has the reference tokenizer.
+    """
 
+    def __init__(self, encode: Callable[[bytes], np.ndarray], control_tokens: list[str]) -> None:
+        self._encode = encode
+        tokens = [token.encode("utf-8") for token in control_tokens]
+        # a search for one byte is far quicker than a pattern, so the pattern runs only where a token may begin
+        self._beginnings = {token[:1] for token in tokens}
+        self._control = re.compile(b"|".join(map(re.escape, tokens)) or rb"(?!)")
 
-def receive(stream: BinaryIO) -> bytes:
-    """Read one message; EOFError if the other side is gone."""
-    head = stream.read(8)
-    if len(head) < 8:
-        raise EOFError
-    message = stream.read(struct.unpack("<Q", head)[0])
-    if len(message) < struct.unpack("<Q", head)[0]:
-        raise EOFError
-    return message
+    def answer(self, question: list[bytes], questions: BinaryIO, answers: BinaryIO) -> None:
+        """A question is [b"texts", lengths, content] or [b"block", form, content(, lengths)]."""
 
+        def encode(texts: list[bytes]) -> list[np.ndarray]:
+            spelled = [number for number, text in enumerate(texts) if self._spells_control(text)]
+            if not spelled:
+                return [self._encode(text) for text in texts]
+            send_texts(answers, b"texts", [texts[number] for number in spelled])
+            _, lengths, ids = receive(questions)
+            known = dict(
+                zip(spelled, split(np.frombuffer(ids, np.uint32), np.frombuffer(lengths, np.int64)), strict=True)
+            )
+            return [known[number] if number in known else self._encode(text) for number, text in enumerate(texts)]
 
-def send_rows(stream: BinaryIO, rows: list[bytes] | list[np.ndarray], item_bytes: int) -> None:
-    """One message of the number of rows, their lengths in items (u32), and their items one after the other."""
-    lengths = np.array([len(rows), *map(len, rows)], "<u4")
-    content = b"".join(rows) if item_bytes == 1 else np.concatenate([np.zeros(0, "<i4"), *rows]).data.cast("B")
-    send(stream, lengths.data.cast("B"), content)
+        if question[0] == b"texts":
+            send_ids(answers, encode(split(question[2], np.frombuffer(question[1], np.int64))))
+            return
+        form = Form(**json.loads(question[1]))
+        lengths = np.frombuffer(question[3], np.int64).tolist() if len(question) > 3 else None
+        done = encode_block(Block(question[2], lengths), form, encode)
+        counts = [done.text_bytes, done.empty, [(bad.row, str(bad)) for bad in done.bad]]
+        tokens = done.tokens
+        if len(tokens) == 0 or tokens.max() < 1 << 16:
+            tokens = tokens.astype(np.uint16)  # half as much to hand over
+        send(
+            answers, b"block", tokens.dtype.str.encode(), tokens, done.lengths, done.hashes, json.dumps(counts).encode()
+        )
 
-
-def receive_rows(stream: BinaryIO, item_bytes: int) -> list[memoryview]:
-    """The rows of one such message, as bytes."""
-    message = memoryview(receive(stream))
-    (count,) = struct.unpack_from("<I", message)
-    ends = 4 * (count + 1) + item_bytes * np.cumsum(np.frombuffer(message, "<u4", count, 4), dtype=np.int64)
-    bounds = [4 * (count + 1), *ends.tolist()]
-    return [message[start:stop] for start, stop in itertools.pairwise(bounds)]
+    def _spells_control(self, text: bytes) -> bool:
+        return any(beginning in text for beginning in self._beginnings) and self._control.search(text) is not None
 
 
 def main() -> None:
-    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
-    kind, content = receive(stdin), receive(stdin)
+    questions, answers = sys.stdin.buffer, sys.stdout.buffer
+    kind, content, control_tokens = receive(questions)
     try:
         import gigatoken
 
         of_sentencepiece = kind == b"sentencepiece"
         load = gigatoken.Tokenizer.from_sentencepiece if of_sentencepiece else gigatoken.Tokenizer.from_json
-        encode = load(content).encode
+        encoder = _Encoder(load(content).encode, json.loads(control_tokens))
     except ImportError:
-        send(stdout, b"gigatoken is not installed (pip install gigatoken makes this several times faster)")
+        send(answers, b"gigatoken is not installed (pip install gigatoken makes this several times faster)")
         return
     except Exception as error:  # from its Rust part: whatever it does not support
         reason = " ".join(str(error).split())[:120]
-        send(stdout, f"gigatoken does not take this vocabulary ({reason})".encode())
+        send(answers, f"gigatoken does not take this vocabulary ({reason})".encode())
         return
-    send(stdout)
+    send(answers, b"")
+    try:
+        encoder.answer(receive(questions), questions, answers)
+    except EOFError:
+        return
+    _serve_all(encoder, [tuple(map(int, pair.split(","))) for pair in sys.argv[1:]])
+
+
+def _serve_all(encoder: _Encoder, pairs: list[tuple[int, int]]) -> None:
+    """A fork for each pair of descriptors, until each has ended."""
     limit = _resident() + _MEMORY
     gc.freeze()  # a collection would write to pages that the forks share
-    while True:
-        child = os.fork()
-        if child == 0:
-            os._exit(_serve(stdin, stdout, encode, limit))
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != _GROWN:
-            return
+    serving: dict[int, tuple[int, int]] = {}
+    todo = list(pairs)
+    while todo or serving:
+        for pair in todo:
+            child = os.fork()
+            if child == 0:
+                _close(*(other for other in pairs if other != pair))  # else the parent would not see them end
+                os._exit(_serve(encoder, *pair, limit))
+            serving[child] = pair
+        child, status = os.wait()
+        pair = serving.pop(child)
+        todo = [pair] if os.waitstatus_to_exitcode(status) == _GROWN else []
+        if not todo:
+            pairs.remove(pair)
+            _close(pair)
 
 
-def _serve(stdin: BinaryIO, stdout: BinaryIO, encode: Callable[[bytes], np.ndarray], limit: int) -> int:
-    """Answer until memory is above `limit` bytes (then _GROWN) or stdin ends. Nothing is read ahead of an answer."""
-    while _resident() <= limit:
-        try:
-            texts = receive_rows(stdin, 1)
-        except EOFError:
-            return 0
-        send_rows(stdout, [encode(bytes(text)).view("<i4") for text in texts], 4)
+def _serve(encoder: _Encoder, read_end: int, write_end: int, limit: int) -> int:
+    """Answer until memory is above `limit` bytes (then _GROWN) or the questions end. Nothing is read ahead."""
+    with open(read_end, "rb") as questions, open(write_end, "wb") as answers:
+        while _resident() <= limit:
+            try:
+                question = receive(questions)
+            except EOFError:
+                return 0
+            encoder.answer(question, questions, answers)
     return _GROWN
+
+
+def _close(*pairs: tuple[int, int]) -> None:
+    for pair in pairs:
+        for descriptor in pair:
+            os.close(descriptor)
 
 
 def _resident() -> int:

@@ -9,14 +9,8 @@ import numpy as np
 from megasink.data.indexed import IndexedDataset, IndexedDatasetWriter, bin_path, idx_path
 from megasink.data.manifest import Manifest, write_manifest
 from megasink.errors import UserError
-from megasink.tokenize.parts import (
-    DIGEST_BASE,
-    DIGEST_PRIME,
-    HASH_BYTES,
-    Counts,
-    hashes_path,
-    part_prefix,
-)
+from megasink.tokenize.blocks import HASH_BYTES
+from megasink.tokenize.parts import DIGEST_BASE, DIGEST_PRIME, Counts, hashes_path, part_prefix
 
 _COPY_TOKENS = 2 << 20  # copied at once
 

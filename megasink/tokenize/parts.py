@@ -1,11 +1,8 @@
 """One unit of work to files that are complete or absent: tokens of each split, and a record of counts."""
 
 import dataclasses
-import hashlib
 import json
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 from megasink.data.atomic import write_atomic
 from megasink.data.indexed import IndexedDataset, IndexedDatasetWriter
 from megasink.errors import UserError
-from megasink.tokenize.documents import Reader, Segment
+from megasink.tokenize.blocks import HASH_BYTES, Block, EncodedBlock, Form, encode_block
+from megasink.tokenize.documents import Reader
+from megasink.tokenize.fast import GigatokenTokenizer
 from megasink.tokenize.tokenizers import Tokenizer
 
-BATCH_BYTES = 1 << 20  # text handed to the tokenizer at once; a few such batches are the memory of a run
 DIGEST_PRIME = (1 << 127) - 1
 DIGEST_BASE = 0x9E3779B97F4A7C15F39CC0605CEDC835 % DIGEST_PRIME
-HASH_BYTES = 16  # of a document's text: enough that no two of 10^12 documents collide
 
 
 @dataclass
@@ -46,37 +43,30 @@ class Encoder:
     """Everything between a document's text and its place in an output.
 
     Attributes:
-        before, after: int32 ids put around every document (BOS, EOS or nothing).
+        form: what surrounds a document, and where its text is.
         splits: names of the outputs.
         shares: cumulative shares of the splits, the last 1.
         keep_hashes: write each unit's document hashes too, for de-duplication.
     """
 
     tokenizer: Tokenizer
-    before: np.ndarray
-    after: np.ndarray
+    form: Form
     splits: tuple[str, ...]
     shares: np.ndarray
     keep_hashes: bool
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """int32 ids of each document, with what surrounds it."""
-        rows = self.tokenizer.encode_batch(texts)
-        if len(self.before) + len(self.after) == 0:
-            return rows
-        return [np.concatenate((self.before, row, self.after)) for row in rows]
+    def encode(self, block: Block) -> EncodedBlock:
+        if isinstance(self.tokenizer, GigatokenTokenizer):
+            return self.tokenizer.encode_block(block, self.form)
+        return encode_block(block, self.form, self._encode_texts)
 
-    def split_of(self, hashes: list[bytes]) -> np.ndarray:
+    def split_of(self, hashes: bytes) -> np.ndarray:
         """Index of each document's split: decided by its text's hash alone, so equal documents stay together."""
-        points = np.frombuffer(b"".join(hashes), "<u8")[:: HASH_BYTES // 8] / 2.0**64
+        points = np.frombuffer(hashes, "<u8")[:: HASH_BYTES // 8] / 2.0**64
         return np.minimum(np.searchsorted(self.shares, points, side="right"), len(self.splits) - 1)
 
-
-@dataclass
-class _Batch:
-    texts: list[str] = field(default_factory=list)
-    hashes: list[bytes] = field(default_factory=list)
-    read: int = 0
+    def _encode_texts(self, texts: list[bytes]) -> list[np.ndarray]:
+        return self.tokenizer.encode_batch([text.decode("utf-8") for text in texts])
 
 
 def part_prefix(folder: Path, number: int, split: str) -> Path:
@@ -106,36 +96,36 @@ def read_part(folder: Path, number: int, encoder: Encoder) -> Counts | None:
 def write_part(
     folder: Path,
     number: int,
-    segments: list[Segment],
+    encoded: Iterator[tuple[Block, EncodedBlock]],
     reader: Reader,
     encoder: Encoder,
-    executor: Executor,
     progress: Callable[[int, int, int], None],
 ) -> Counts:
-    """Tokenize one unit into `folder`; its record is written last, so it marks the unit as finished.
+    """Write one unit, given by its encoded blocks, into `folder`; its record comes last, which marks it as finished.
 
-    `progress` is told (input bytes, text bytes, tokens) after each batch.
+    `progress` is told (input bytes, text bytes, tokens) after each block.
     """
     counts, bad_before, digest = Counts(), reader.bad, 0
     writers = {}
-    hashes: dict[str, list[bytes]] = {split: [] for split in encoder.splits}
+    hashes: dict[str, list[np.ndarray]] = {split: [] for split in encoder.splits}
     try:
         for split in encoder.splits:
             writers[split] = IndexedDatasetWriter(part_prefix(folder, number, split), encoder.tokenizer.vocab_size)
-        for batch, rows in _encoded(_batches(reader, segments, counts), encoder, executor):
-            for found in batch.hashes:
-                digest = (digest * DIGEST_BASE + int.from_bytes(found, "little")) % DIGEST_PRIME
-            where = encoder.split_of(batch.hashes)
+        for block, made in encoded:
+            reader.refuse(block, made.bad)
+            digest = _continued(digest, made.hashes)
+            found = np.frombuffer(made.hashes, f"V{HASH_BYTES}")
+            where = encoder.split_of(made.hashes)
             for at, split in enumerate(encoder.splits):
-                chosen = np.flatnonzero(where == at)
-                if len(chosen) == 0:
-                    continue
-                kept = [rows[row] for row in chosen]
-                writers[split].add_documents(np.concatenate(kept), np.array([len(row) for row in kept]))
+                chosen = where == at
+                tokens = made.tokens if chosen.all() else made.tokens[np.repeat(chosen, made.lengths)]
+                writers[split].add_documents(tokens, made.lengths[chosen])
                 if encoder.keep_hashes:
-                    hashes[split] += [batch.hashes[row] for row in chosen]
-            counts.longest = max(counts.longest, max(map(len, rows)))
-            progress(batch.read, sum(len(text) for text in batch.texts), sum(map(len, rows)))
+                    hashes[split].append(found[chosen])
+            counts.longest = max(counts.longest, int(made.lengths.max(initial=0)))
+            counts.text_bytes += made.text_bytes
+            counts.empty += made.empty
+            progress(block.read, made.text_bytes, len(made.tokens))
         for split, writer in writers.items():
             writer.finish()
             if encoder.keep_hashes:
@@ -151,36 +141,7 @@ def write_part(
     return counts
 
 
-def _batches(reader: Reader, segments: list[Segment], counts: Counts) -> Iterator[_Batch]:
-    """Batches of about BATCH_BYTES of text; documents without text are counted and left out."""
-    batch, size = _Batch(), 0
-    for segment in segments:
-        for text, read in reader.documents(segment):
-            batch.read += read
-            if not text or text.isspace():
-                counts.empty += 1
-                continue
-            content = text.encode("utf-8")
-            batch.texts.append(text)
-            batch.hashes.append(hashlib.blake2b(content, digest_size=HASH_BYTES).digest())
-            counts.text_bytes += len(content)
-            size += len(content)
-            if size >= BATCH_BYTES:
-                yield batch
-                batch, size = _Batch(), 0
-    if batch.texts:
-        yield batch
-
-
-def _encoded(
-    batches: Iterator[_Batch], encoder: Encoder, executor: Executor
-) -> Iterator[tuple[_Batch, list[np.ndarray]]]:
-    """Each batch with its rows, in order; the executor tokenizes while the next are read and the last is written."""
-    waiting: deque = deque()
-    for batch in batches:
-        waiting.append((batch, executor.submit(encoder.encode, batch.texts)))
-        if len(waiting) > encoder.tokenizer.num_calls + 1:  # one more, so that none waits for this thread
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for batch, future in waiting:
-        yield batch, future.result()
+def _continued(digest: int, hashes: bytes) -> int:
+    for at in range(0, len(hashes), HASH_BYTES):
+        digest = (digest * DIGEST_BASE + int.from_bytes(hashes[at : at + HASH_BYTES], "little")) % DIGEST_PRIME
+    return digest

@@ -12,11 +12,13 @@ from megasink.data.build import SPLITS, parse_split
 from megasink.data.indexed import idx_path
 from megasink.data.manifest import SCHEMA, Manifest, manifest_path, read_manifest
 from megasink.errors import UserError
+from megasink.tokenize.blocks import Form
 from megasink.tokenize.documents import Reader, Segment
 from megasink.tokenize.fast import GigatokenTokenizer, fastest
 from megasink.tokenize.merge import input_digest, merge_split, publish
 from megasink.tokenize.options import PreprocessConfig
 from megasink.tokenize.parts import Counts, Encoder, read_part, write_part
+from megasink.tokenize.pipeline import encoded_units
 from megasink.tokenize.plan import Plan, cut, describe
 from megasink.tokenize.progress import Progress
 from megasink.tokenize.sources import SourceFile, find_sources
@@ -102,9 +104,9 @@ def _make_units(
         ThreadPoolExecutor(encoder.tokenizer.num_calls) as executor,
         Progress(total or None) as progress,
     ):
-        for number in todo:
-            counts = write_part(folder, number, plan.units[number], reader, encoder, executor, progress.update)
-            summary.add(counts, made_now=True)
+        units = encoded_units([plan.units[number] for number in todo], reader, encoder, executor)
+        for number, blocks in zip(todo, units, strict=True):
+            summary.add(write_part(folder, number, blocks, reader, encoder, progress.update), made_now=True)
 
 
 def _merge(config: PreprocessConfig, plan: Plan, workspace: Workspace, encoder: Encoder, summary: Summary) -> None:
@@ -194,8 +196,11 @@ def _encoder(config: PreprocessConfig, tokenizer: Tokenizer) -> Encoder:
         raise UserError(f"--append-eod: the tokenizer {config.tokenizer} has no EOS token; drop the flag")
     return Encoder(
         tokenizer=tokenizer,
-        before=np.array([tokenizer.bos_id] if config.prepend_bos else [], np.int32),
-        after=np.array([tokenizer.eos_id] if config.append_eod else [], np.int32),
+        form=Form(
+            json_key=config.json_key,
+            before=[tokenizer.bos_id] if config.prepend_bos else [],
+            after=[tokenizer.eos_id] if config.append_eod else [],
+        ),
         splits=("all",) if config.split is None else SPLITS,
         shares=np.cumsum([1.0] if config.split is None else parse_split(config.split)),
         keep_hashes=config.deduplicate,

@@ -52,10 +52,10 @@ class InputStream:
             )
         return content
 
-    def lines(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
-        """(byte offset, line) of the lines that begin in start..stop of the uncompressed content.
+    def lines(self, start: int, stop: int | None, size: int) -> Iterator[tuple[int, bytes]]:
+        """(byte offset, whole lines of about `size` bytes) of the lines that begin in start..stop of the content.
 
-        `start` > 0 needs an uncompressed file.
+        Offsets are in the uncompressed content; `start` > 0 needs an uncompressed file.
         """
         with self._named_errors():
             if start:
@@ -63,13 +63,14 @@ class InputStream:
                 start = start - 1 + len(self._stream.readline(MAX_DOCUMENT_BYTES))
         while stop is None or start < stop:
             with self._named_errors():
-                line = self._stream.readline(MAX_DOCUMENT_BYTES)
-            if not line:
+                content = self._stream.read(size if stop is None else min(size, stop - start))
+                rest = b"" if content.endswith(b"\n") else self._stream.readline(MAX_DOCUMENT_BYTES)
+            if not content:
                 return
-            if len(line) == MAX_DOCUMENT_BYTES:
+            if len(rest) == MAX_DOCUMENT_BYTES:
                 raise UserError(f"{self.path}: a line of over 1 GiB: not JSONL; check the file")
-            yield start, line
-            start += len(line)
+            yield start, content + rest
+            start += len(content) + len(rest)
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:

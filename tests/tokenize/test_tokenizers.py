@@ -105,7 +105,7 @@ class TestGigatoken:
         pytest.importorskip("gigatoken")
         reference = load_tokenizer(sentencepiece_model)
         fast, _ = fastest(reference, 1, ["text"])
-        children = Path(f"/proc/{fast._workers[0]._process.pid}/task/{fast._workers[0]._process.pid}/children")
+        children = Path(f"/proc/{fast._process.pid}/task/{fast._process.pid}/children")
         seen = set()
         for number in range(12):
             words = np.random.default_rng(number).integers(ord("a"), ord("z") + 1, (60_000, 8), dtype=np.uint8)
@@ -118,11 +118,16 @@ class TestGigatoken:
 
     def test_a_process_that_dies_is_one_line(self, sentencepiece_model):
         pytest.importorskip("gigatoken")
-        fast, _ = fastest(load_tokenizer(sentencepiece_model), 2, ["text"])
-        os.killpg(fast._workers[1]._process.pid, signal.SIGKILL)
-        with pytest.raises(UserError, match="a gigatoken process ended"):
-            fast.encode_batch(["a", "b", "c"])
-        fast.close()
+        for kill in (os.kill, os.killpg):  # one of them, all of them
+            fast, _ = fastest(load_tokenizer(sentencepiece_model), 2, ["text"])
+            fast.encode_batch(["text"])  # so that there are forks
+            first = fast._process.pid
+            child = int(Path(f"/proc/{first}/task/{first}/children").read_text().split()[0])
+            kill(child if kill is os.kill else first, signal.SIGKILL)
+            with pytest.raises(UserError, match="a gigatoken process ended"):
+                for _ in range(2):
+                    fast.encode_batch(["a", "b", "c"])
+            fast.close()
 
     def test_a_vocabulary_it_does_not_take(self, tmp_path):
         pytest.importorskip("gigatoken")
