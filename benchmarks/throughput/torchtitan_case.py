@@ -1,20 +1,29 @@
 """torchtitan's Llama 3 blocks with fused q-k-v and SDPA, compiled block by block as its trainer does."""
 
+import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
+import torchtitan.models
 from torch import Tensor, nn
 from torchtitan.models.common import Embedding, Linear, RMSNorm
 from torchtitan.models.common.attention import ScaledDotProductAttention
 from torchtitan.models.common.config_utils import make_ffn_config, make_gqa_config
 from torchtitan.models.common.rope import CosSinRoPE
-from torchtitan.models.llama3.model import Llama3Model, Llama3TransformerBlock
 
 from throughput.peer import peer_step
 from throughput.shapes import Shape
 from throughput.work import Step, Work, device, measure_steps
+
+# the model alone: the package's own __init__ also imports its FSDP, which needs a newer torch than 2.11
+_package = ModuleType("torchtitan.models.llama3")
+_package.__path__ = [str(Path(torchtitan.models.__file__).parent / "llama3")]
+sys.modules[_package.__name__] = _package
+from torchtitan.models.llama3.model import Llama3Model, Llama3TransformerBlock  # noqa: E402
 
 _NORMAL = {"weight": partial(nn.init.normal_, std=0.02)}
 _ONES = {"weight": nn.init.ones_}

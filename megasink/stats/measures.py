@@ -38,8 +38,8 @@ class Tokens:
         starts, _ = position_bins(length)
         edges = torch.tensor(starts, device=device)
         bins = torch.bucketize(self.position.flatten(), edges, right=True) - 1
-        self.weights = torch.nn.functional.one_hot(bins, len(starts)).double()
-        """[B * T, P]: 1 where the token is in the bin."""
+        self.weights = torch.nn.functional.one_hot(bins, len(starts)).double().view(batch, length, -1)
+        """[B, T, P]: 1 where the token is in the bin."""
         self.document = None
         if first_token is None:
             self.sequence = torch.arange(batch, device=device)
@@ -61,11 +61,13 @@ class Tokens:
 
     def bin_sums(self, per_token: Tensor) -> Tensor:
         """[..., B, T] -> float64 [..., P]: sums over the tokens of each position bin."""
-        return per_token.double().flatten(-2) @ self.weights
+        # sequence by sequence: one long product would keep few of a device's cores busy
+        rows = per_token.double().reshape(-1, *per_token.shape[-2:]).transpose(0, 1)
+        return (rows @ self.weights).sum(dim=0).view(*per_token.shape[:-2], -1)
 
     def bin_counts(self) -> Tensor:
         """Tokens in each position bin, float64 [P]."""
-        return self.weights.sum(dim=0)
+        return self.weights.sum(dim=(0, 1))
 
     def first(self, per_token: Tensor) -> Tensor:
         """[..., B, T] -> float64 [..., X]: the figure at each document's first token."""

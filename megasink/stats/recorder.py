@@ -1,7 +1,7 @@
 """Gathers what the taps of each block report during a step, and makes one report of the whole batch from it."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -90,7 +90,12 @@ class SinkRecorder:
         return taps
 
     def report(self, step: int, gradient_scale: float = 1.0) -> SinkReport:
-        """Reduce over all ranks and stop recording. Every rank must call this; every rank gets the whole report.
+        """As `report_late`, at once."""
+        return self.report_late(step, gradient_scale)()
+
+    def report_late(self, step: int, gradient_scale: float = 1.0) -> Callable[[], SinkReport]:
+        """Reduce over all ranks and stop recording. Every rank must call this; any rank gets the whole report from what
+        it returns, which waits for the device: called a step later it keeps no device waiting.
 
         Args:
             step: number of optimizer steps the weights had seen.
@@ -99,12 +104,16 @@ class SinkRecorder:
         if self.level == "forward":
             self._fold_complete()
         level, self.level = self.level, None
-        arrays = self.sums.reduce(self.batch, gradient_scale)
-        arrays = _finish(arrays, self.config, full=level != "light")
-        if level == "forward":
-            arrays = {name: array for name, array in arrays.items() if not any(part in name for part in _OF_GRADIENTS)}
-        starts, ends = position_bins(self.length)
-        return SinkReport.of(self.config, step, level, self.length, starts, ends, arrays)
+        length = self.length
+        figures = self.sums.reduce(self.batch, gradient_scale)
+
+        def report() -> SinkReport:
+            arrays = _finish(figures(), self.config, full=level != "light")
+            if level == "forward":
+                arrays = {name: a for name, a in arrays.items() if not any(part in name for part in _OF_GRADIENTS)}
+            return SinkReport.of(self.config, step, level, length, *position_bins(length), arrays)
+
+        return report
 
     def _leaves(self, hidden_states: Tensor) -> BlockTaps:
         batch, local_length = hidden_states.shape[:2]

@@ -5,6 +5,7 @@ written once: heads by the tensor-parallel rank that holds them, replicated key-
 each, what is equal on all tensor-parallel ranks by rank 0.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megasink.config import ModelConfig
+from megasink.parallel.late_copy import LateCopy
 from megasink.parallel.layout import ParallelLayout
 
 
@@ -96,8 +98,9 @@ class Sums:
         """
         self.per_document.setdefault(name, []).append((values.double(), sequence))
 
-    def reduce(self, batch: int, gradient_scale: float) -> dict[str, Tensor]:
-        """The figures of the whole batch, float64 on the CPU, [L, ...]; every rank must call this.
+    def reduce(self, batch: int, gradient_scale: float) -> Callable[[], dict[str, Tensor]]:
+        """Reduce over the world; every rank must call this. The returned function waits for the device to have done so
+        and gives the figures of the whole batch, float64 on the CPU, [L, ...].
 
         Args:
             batch: sequences of a micro-batch.
@@ -110,18 +113,18 @@ class Sums:
 
         totals = {name: self._place(entry, 0.0) for name, entry in self.entries.items()}
         totals |= self._place_documents(batch, slots)
-        totals = _to_host(_all_reduce(totals, self.layout, dist.ReduceOp.SUM))
-        present = totals.pop("document_present")[0].bool()
+        arrive = _to_host(maxima | _all_reduce(totals, self.layout, dist.ReduceOp.SUM))
+        entries, per_document = self.entries, list(self.per_document)
 
-        arrays = _to_host(maxima)
-        for name, total in totals.items():
-            if name in self.per_document:
-                arrays[name] = total[:, present]
-                continue
-            entry = self.entries[name]
-            total = total * gradient_scale**entry.scale_power
-            arrays[name] = total if entry.over is None else _divide(total, totals[entry.over])
-        return arrays
+        def figures() -> dict[str, Tensor]:
+            arrays = arrive()
+            present = arrays.pop("document_present")[0].bool()
+            totals = {name: arrays[name] * gradient_scale**entry.scale_power for name, entry in entries.items()}
+            for name, entry in entries.items():
+                arrays[name] = totals[name] if entry.over is None else _divide(totals[name], totals[entry.over])
+            return arrays | {name: arrays[name][:, present] for name in per_document}
+
+        return figures
 
     def _documents_per_sequence(self) -> float:
         if not self.packed_documents:
@@ -181,11 +184,16 @@ def _all_reduce(arrays: dict[str, Tensor], layout: ParallelLayout, op: dist.Redu
     return {name: piece.view(array.shape) for (name, array), piece in zip(arrays.items(), pieces, strict=True)}
 
 
-def _to_host(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One copy of all arrays to the CPU."""
-    packed = torch.cat([array.flatten() for array in arrays.values()]).cpu()
-    pieces = packed.split([array.numel() for array in arrays.values()])
-    return {name: piece.view(array.shape) for (name, array), piece in zip(arrays.items(), pieces, strict=True)}
+def _to_host(arrays: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Begin one copy of all arrays to the CPU; the returned function gives them."""
+    copy = LateCopy(torch.cat([array.flatten() for array in arrays.values()]))
+    shapes = {name: array.shape for name, array in arrays.items()}
+
+    def arrived() -> dict[str, Tensor]:
+        pieces = copy.wait().split([shape.numel() for shape in shapes.values()])
+        return {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), pieces, strict=True)}
+
+    return arrived
 
 
 def _divide(total: Tensor, count: Tensor) -> Tensor:

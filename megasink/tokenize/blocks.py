@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import orjson
 
 HASH_BYTES = 16  # of a document's text: enough that no two of 10^12 documents collide
 
@@ -141,10 +142,17 @@ def check_text(value: object, json_key: str) -> str:
 
 def _text_of_json(line: bytes, json_key: str) -> str:
     try:
-        record = json.loads(decode(line))
-    except (ValueError, RecursionError) as error:
-        raise BadDocument(f"not JSON ({error}); JSONL holds one object a line") from None
+        record = orjson.loads(line)
+    except ValueError:  # it refuses some that json takes (NaN, ...), and json's words are the clearer ones
+        record = _json(line)
     if not isinstance(record, dict) or json_key not in record:
         keys = ", ".join(list(record)[:10]) if isinstance(record, dict) else type(record).__name__
         raise BadDocument(f'no key "{json_key}" (it has: {keys}); name the text\'s key with --json-key')
     return check_text(record[json_key], json_key)
+
+
+def _json(line: bytes) -> object:
+    try:
+        return json.loads(decode(line))
+    except (ValueError, RecursionError) as error:
+        raise BadDocument(f"not JSON ({error}); JSONL holds one object a line") from None

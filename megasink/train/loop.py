@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from megasink.config import RunConfig
 from megasink.errors import UserError
 from megasink.parallel.layout import ParallelLayout
 from megasink.stats.recorder import SinkRecorder
+from megasink.stats.report import SinkReport
 from megasink.train import exit_codes
 from megasink.train.agree import agree
 from megasink.train.bad_numbers import BadNumbers
@@ -76,6 +78,7 @@ def train(run: Run) -> int:
     saved_at = first = progress.step
     straggler = StragglerReport(run.device, functools.partial(_report, run))
     meter = _Meter(run)
+    sinks = _LateSinks(run)
     profiler = _profiler(run)
 
     while progress.step < training.train_iters:
@@ -93,7 +96,8 @@ def train(run: Run) -> int:
         began = time.monotonic()
         batch = run.train.at(progress.consumed_samples)
         straggler.data_wait_s += time.monotonic() - began
-        loss = _train_step(run, batch, lr)
+        loss, report = _train_step(run, batch, lr)
+        sinks.follow(report)
         progress.step += 1
         progress.consumed_samples += training.global_batch_size
         progress.consumed_tokens += training.global_batch_size * config.model.seq_length
@@ -108,6 +112,7 @@ def train(run: Run) -> int:
         if last or evaluates or _due(progress.step, config.logging.log_interval):
             steps = meter.steps
             metrics = meter.read(loss, lr)
+            sinks.settle()
             with meter.paused():
                 metrics |= straggler.read(progress.step, steps)
                 if evaluates:
@@ -116,11 +121,13 @@ def train(run: Run) -> int:
                 run.log.log_step(metrics)
         if last or _due(progress.step, config.checkpoint.save_interval):
             diverged = numbers.check(before=progress.step + 1)
+            sinks.settle()
             with meter.paused():
                 save(run, numbers.skipped)
             saved_at = progress.step
 
     profiler.close(progress.step)
+    sinks.settle()
     if stopped and run.log is not None:
         run.log.say(f"megasink: {run.stop.reason or 'another rank was asked to stop'}; saving step {progress.step}")
     diverged = numbers.check(before=progress.step + 1)
@@ -192,19 +199,37 @@ def _check_replicas(run: Run) -> None:
         )
 
 
-def _train_step(run: Run, batch: Batch, lr: float) -> torch.Tensor:
-    """One optimizer step; with statistics where they are due. They describe the weights before the step."""
+def _train_step(run: Run, batch: Batch, lr: float) -> tuple[torch.Tensor, Callable[[], SinkReport] | None]:
+    """One optimizer step; with statistics where they are due. They describe the weights before the step.
+
+    Returns the loss, and what gives the report once the device is done.
+    """
     step = run.progress.step
     level = run.config.sink_stats.level_at(step)
     run.engine.set_learning_rate(lr)
     if level is not None:
         run.recorder.start(level)
     loss = run.engine.train_batch(batch)
-    if level is not None:
-        report = run.recorder.report(step, run.engine.gradient_scale)
-        if run.log is not None:
-            run.log.log_sinks(report)
-    return loss
+    return loss, None if level is None else run.recorder.report_late(step, run.engine.gradient_scale)
+
+
+class _LateSinks:
+    """Logs each sink report when the next step is on its way, so that the device does not wait for it."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.due: Callable[[], SinkReport] | None = None
+
+    def follow(self, report: Callable[[], SinkReport] | None) -> None:
+        """Of the step just begun, if it has one; the one of the step before is logged."""
+        self.settle()
+        self.due = report
+
+    def settle(self) -> None:
+        """Log what is not logged yet."""
+        if self.due is not None and self.run.log is not None:
+            self.run.log.log_sinks(self.due())
+        self.due = None
 
 
 def _profiler(run: Run) -> StepProfiler:
