@@ -1,40 +1,41 @@
-"""What sink statistics and V-scale cost a training step, in one process: off against light and full, off against on.
+"""What sink statistics and V-scale cost a training step, in one run: off against light and full, off against on.
 
     python benchmarks/sink_stats_overhead.py --config examples/pretrain_1b.yaml --global-batch-size 8
     python benchmarks/sink_stats_overhead.py --num-layers 4 --hidden-size 64 --ffn-hidden-size 128 \
         --num-attention-heads 4 --seq-length 128 --vocab-size 256 --precision fp32 --global-batch-size 8   # a CPU
 
-Takes every flag of training; random tokens, everything resident, no files. Steps of each kind alternate, so that drift
-of the machine's speed falls on all; a step ends when the device is done and, with statistics, the report and its
-scalars are made. Prints a table, writes all step times as JSON.
+Takes every flag of training; random tokens, everything resident, no files. One process for each model; in it runs of
+steps of each kind alternate, so that drift of the machine's speed falls on all. As in training a report is read one
+step late; a run of steps ends when the device is done and the last report's scalars are made. Prints a table, writes
+all times as JSON.
 """
 
-import gc
 import json
 import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megasink.config import RunConfig
 from megasink.config.checks import check_run
 from megasink.config.cli import parse_cli
-from megasink.errors import run_cli
+from megasink.errors import UserError, run_cli
 from megasink.train.launch import init_environment
 
-WARM_UP = 3
-"""Steps of each kind that are not counted: compilation, allocation."""
+STEPS = 5
+"""Of one kind in a row, the first of which is not counted: a step after one of another kind is not like its own."""
 
 
 @dataclass
 class BenchmarkConfig(RunConfig):
     """A training run, and how it is timed."""
 
-    rounds: int = 12
-    """Timed steps of each kind for each model."""
+    rounds: int = 6
+    """Runs of steps of each kind for each model, after one that is not counted."""
     output: str = "sink_stats_overhead.json"
     """Where the step times go."""
     models: tuple[str, ...] = field(default_factory=lambda: ("off", "on", "off"))
@@ -46,6 +47,27 @@ def main() -> None:
     config.model.vocab_size = config.model.vocab_size or 32000
     config.checkpoint.save = config.checkpoint.save or "nothing is written there"
     check_run(config, int(os.environ["WORLD_SIZE"]))
+    if len(config.models) == 1:
+        found = measure_one(config)
+    else:  # DeepSpeed gives no memory back within a process
+        found = [part for v_scale in config.models for part in run_alone(v_scale)]
+        print(f"\n{found[0]['device']}, torch {found[0]['torch']}\n")
+        print_table(found)
+    Path(config.output).write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def run_alone(v_scale: str) -> list[dict]:
+    """This program for one model in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "part.json"
+        command = [sys.executable, __file__, *sys.argv[1:], "--models", v_scale, "--output", str(part)]
+        if subprocess.run(command).returncode:
+            raise UserError(f"V-scale {v_scale} was not measured; the reason stands above")
+        return json.loads(part.read_text(encoding="utf-8"))
+
+
+def measure_one(config: BenchmarkConfig) -> list[dict]:
+    """The one model of config.models, in this process."""
     import torch
 
     if not torch.cuda.is_available():
@@ -53,24 +75,21 @@ def main() -> None:
     from megasink.train.distributed import end_distributed, start_distributed
 
     device = start_distributed()
-    results = []
-    for v_scale in config.models:
-        results.append({"v_scale": v_scale, "seconds": measure(config, v_scale, device)})
-        if device.type == "cuda":
-            results[-1]["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-    if int(os.environ["RANK"]) == 0:
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
-        print(f"\n{name}, torch {torch.__version__}\n")
-        print_table(results)
-        Path(config.output).write_text(json.dumps({"device": name, "results": results}, indent=1), encoding="utf-8")
+    config.model.v_scale = config.models[0]
+    found = {"v_scale": config.model.v_scale, "seconds": measure(config, device), "torch": torch.__version__}
+    if device.type == "cuda":
+        found |= {
+            "device": torch.cuda.get_device_name(device),
+            "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
+        }
+    else:
+        found["device"] = f"CPU, {os.cpu_count()} cores"
     end_distributed()
+    return [found]
 
 
-def measure(config: BenchmarkConfig, v_scale: str, device) -> dict[str, list[float]]:
-    """Seconds of each timed step by kind, of a fresh model."""
+def measure(config: BenchmarkConfig, device) -> dict[str, list[float]]:
+    """Seconds a step by kind, the mean of each run of steps."""
     import torch
 
     from megasink.model.llama import blocks_of
@@ -79,8 +98,6 @@ def measure(config: BenchmarkConfig, v_scale: str, device) -> dict[str, list[flo
     from megasink.stats.scalars import scalars
     from megasink.train.engine import TrainEngine
 
-    config = deepcopy(config)
-    config.model.v_scale = v_scale
     parallel, training, model = config.parallel, config.training, config.model
     layout = build_layout(
         parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size, parallel.sequence_parallel
@@ -92,22 +109,31 @@ def measure(config: BenchmarkConfig, v_scale: str, device) -> dict[str, list[flo
     tokens = torch.randint(model.vocab_size, (training.micro_batch_size, model.seq_length), generator=generator)
     batch = [(tokens, tokens)] * micro_batches
 
-    def step(kind: str) -> float:
-        began = time.perf_counter()
+    def begin(kind: str):
+        """One step; the loss, and what gives its report."""
         if kind != "off":
             recorder.start(kind)
         loss = engine.train_batch(batch)
-        if kind != "off":
-            scalars(recorder.report(0, engine.gradient_scale))
+        return loss, None if kind == "off" else recorder.report_late(0, engine.gradient_scale)
+
+    def run(kind: str) -> float:
+        begin(kind)[0].item()
+        began = time.perf_counter()
+        report = None
+        for _ in range(STEPS - 1):
+            earlier, (loss, report) = report, begin(kind)
+            if earlier is not None:
+                scalars(earlier())
+        if report is not None:
+            scalars(report())
         loss.item()
-        return time.perf_counter() - began
+        return (time.perf_counter() - began) / (STEPS - 1)
 
     seconds: dict[str, list[float]] = {"off": [], "light": [], "full": []}
-    for at in range(WARM_UP + config.rounds):
+    for at in range(1 + config.rounds):
         for kind, times in seconds.items():
-            step(kind)  # a step after one of another kind is not like its own: the second counts
-            elapsed = step(kind)
-            if at >= WARM_UP:
+            elapsed = run(kind)
+            if at > 0:
                 times.append(elapsed)
     return seconds
 
