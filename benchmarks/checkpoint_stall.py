@@ -3,8 +3,8 @@
     python benchmarks/checkpoint_stall.py --config examples/pretrain_1b.yaml --save /tmp/stall --vocab-size 32000
     deepspeed benchmarks/checkpoint_stall.py ...        # several ranks
 
-Takes every flag of training. Prints a table and writes SAVE/checkpoint_stall.json. The folder needs room for two
-checkpoints; the page cache is part of what is measured, as it is in a run.
+Takes every flag of training. Prints a table and writes SAVE/checkpoint_stall.json, row by row. The folder needs room
+for two checkpoints; the page cache is part of what is measured, as it is in a run.
 """
 
 import json
@@ -18,6 +18,7 @@ from pathlib import Path
 from megasink.config import RunConfig
 from megasink.config.checks import check_run
 from megasink.config.cli import parse_cli
+from megasink.data.atomic import write_atomic
 from megasink.errors import run_cli
 from megasink.train.launch import init_environment
 
@@ -68,6 +69,8 @@ def measure(config: RunConfig) -> None:
     checkpoints = Path(config.checkpoint.save) / "checkpoints"
     if dist.get_rank() == 0:
         checkpoints.mkdir(parents=True, exist_ok=True)
+        print("| save | training waits, s | visible after, s | GB | step while writing, s | step otherwise, s |")
+        print("|---|---:|---:|---:|---:|---:|", flush=True)
     dist.barrier()
     rows = []
     # the first asynchronous save also allocates its host memory
@@ -96,22 +99,19 @@ def measure(config: RunConfig) -> None:
                 "bytes": sum(path.stat().st_size for path in folder.iterdir()),
             }
         )
-    if dist.get_rank() == 0:
-        _print_table(rows)
-        (checkpoints.parent / "checkpoint_stall.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-        shutil.rmtree(checkpoints)
+        if dist.get_rank() == 0:
+            print(_line(rows[-1]), flush=True)
+            write_atomic(checkpoints.parent / "checkpoint_stall.json", (json.dumps(rows, indent=1) + "\n").encode())
+            shutil.rmtree(folder)
     end_distributed()
 
 
-def _print_table(rows: list[dict]) -> None:
-    print("| save | training waits, s | visible after, s | GB | step while writing, s | step otherwise, s |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for row in rows:
-        during = "" if row["step_while_writing_s"] is None else f"{row['step_while_writing_s']:.3f}"
-        print(
-            f"| {row['mode']} | {row['stall_s']:.3f} | {row['until_visible_s']:.2f} | {row['bytes'] / 1e9:.2f} "
-            f"| {during} | {row['undisturbed_step_s']:.3f} |"
-        )
+def _line(row: dict) -> str:
+    during = "" if row["step_while_writing_s"] is None else f"{row['step_while_writing_s']:.3f}"
+    return (
+        f"| {row['mode']} | {row['stall_s']:.3f} | {row['until_visible_s']:.2f} | {row['bytes'] / 1e9:.2f} "
+        f"| {during} | {row['undisturbed_step_s']:.3f} |"
+    )
 
 
 if __name__ == "__main__":
