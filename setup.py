@@ -18,6 +18,7 @@ setup(
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "numpy>=2.0",
+        "orjson>=3.10",
         "psutil>=6.0",
         "pyarrow>=18",
         "pydantic>=2.10",

@@ -142,17 +142,16 @@ def check_text(value: object, json_key: str) -> str:
 
 def _text_of_json(line: bytes, json_key: str) -> str:
     try:
-        record = orjson.loads(line)
-    except ValueError:  # it refuses some that json takes (NaN, ...), and json's words are the clearer ones
-        record = _json(line)
+        text = orjson.loads(line)[json_key]
+        if isinstance(text, str):  # without lone surrogates, which orjson refuses
+            return text
+    except (ValueError, TypeError, LookupError):
+        pass
+    try:  # json takes more (NaN, huge numbers, lone surrogates in other values), and says better what is wrong
+        record = json.loads(decode(line))
+    except (ValueError, RecursionError) as error:
+        raise BadDocument(f"not JSON ({error}); JSONL holds one object a line") from None
     if not isinstance(record, dict) or json_key not in record:
         keys = ", ".join(list(record)[:10]) if isinstance(record, dict) else type(record).__name__
         raise BadDocument(f'no key "{json_key}" (it has: {keys}); name the text\'s key with --json-key')
     return check_text(record[json_key], json_key)
-
-
-def _json(line: bytes) -> object:
-    try:
-        return json.loads(decode(line))
-    except (ValueError, RecursionError) as error:
-        raise BadDocument(f"not JSON ({error}); JSONL holds one object a line") from None

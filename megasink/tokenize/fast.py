@@ -41,7 +41,7 @@ class GigatokenTokenizer:
     gigatoken reads control tokens spelled out in text as control tokens; the documents that hold one are left to the
     reference, so that they stay text.
 
-    They load meanwhile: call `start` before anything else.
+    They start meanwhile: call `wait_until_ready` before anything else.
     """
 
     library = "gigatoken"
@@ -52,11 +52,12 @@ class GigatokenTokenizer:
         self.num_calls = num_workers
         self._reference = reference
         self._idle: queue.SimpleQueue[_Link] = queue.SimpleQueue()
-        theirs, self._links = [], []
+        self._links, theirs = [], []
         for _ in range(num_workers):
             questions, answers = os.pipe(), os.pipe()
             theirs.append((questions[0], answers[1]))
             self._links.append(_Link(os.fdopen(questions[1], "wb"), os.fdopen(answers[0], "rb"), reference))
+            self._idle.put(self._links[-1])
         path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "megasink.tokenize.fast_worker", *(f"{pair[0]},{pair[1]}" for pair in theirs)],
@@ -69,30 +70,19 @@ class GigatokenTokenizer:
         )
         for descriptor in (descriptor for pair in theirs for descriptor in pair):
             os.close(descriptor)
-        self._first = _Link(self._process.stdin, self._process.stdout, reference)
         kind = b"sentencepiece" if isinstance(reference, SentencePieceTokenizer) else b"tokenizer.json"
-        with contextlib.suppress(OSError):  # it ended at once: `start` says so
+        with contextlib.suppress(OSError):  # it ended at once: `wait_until_ready` says so
             send(self._process.stdin, kind, reference.content, json.dumps(reference.control_tokens).encode())
 
-    def start(self, sample: list[str]) -> list[np.ndarray]:
-        """Ids of each text, whose words the processes then know from the beginning.
-
-        Raises:
-            NotUsable: gigatoken is missing or does not take the vocabulary; then the processes are gone.
-        """
+    def wait_until_ready(self) -> None:
+        """Raises NotUsable where gigatoken is missing or does not take the vocabulary; then the processes are gone."""
         try:
-            if reason := receive(self._process.stdout)[0]:
-                raise NotUsable(reason.decode())
-            rows = self._first.encode(sample)
-        except (EOFError, OSError, UserError):
+            (reason,) = receive(self._process.stdout)
+        except EOFError:
+            reason = b"gigatoken did not start"
+        if reason:
             self.close()
-            raise NotUsable("gigatoken did not start") from None
-        except NotUsable:
-            self.close()
-            raise
-        for link in self._links:
-            self._idle.put(link)
-        return rows
+            raise NotUsable(reason.decode())
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         with self._free_link() as link:
@@ -108,10 +98,13 @@ class GigatokenTokenizer:
 
     def close(self) -> None:
         """End the processes."""
-        for link in (self._first, *self._links):
+        for link in self._links:
             link.close_questions()
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
         self._process.wait()
-        for link in (self._first, *self._links):
+        self._process.stdout.close()
+        for link in self._links:
             link.close_answers()
 
     @contextlib.contextmanager
@@ -186,12 +179,14 @@ def fastest(reference: Tokenizer, num_workers: int, sample: list[str]) -> tuple[
     texts = [*sample, *_TRICKY, *(f"a{token}b {token}" for token in reference.control_tokens[:20])]
     try:
         fast = GigatokenTokenizer(reference, num_workers)
-        expected = reference.encode_batch(texts)
-        found = fast.start(texts)
-    except NotUsable as reason:
-        return reference, str(reason)
     except OSError as error:
         return reference, f"gigatoken did not start ({error})"
+    expected = reference.encode_batch(texts)
+    try:
+        fast.wait_until_ready()
+    except NotUsable as reason:
+        return reference, str(reason)
+    found = fast.encode_batch(texts)
     different = sum(not np.array_equal(left, right) for left, right in zip(expected, found, strict=True))
     if different:
         fast.close()

@@ -1,11 +1,11 @@
 """Processes that encode with gigatoken, whose encoders hold Python's lock: threads of one process would take turns.
 
-The first process loads the vocabulary and encodes a sample; then each pair of descriptors in its arguments (questions
-in, answers out) is served by a fork of it, until the questions end (also when the parent is killed). To start quickly
-it imports no more of megasink than it needs.
+The first process gets [kind, tokenizer's file, control tokens] on stdin, loads it, and answers with an empty message or
+why it cannot. Then each pair of descriptors in its arguments (questions in, answers out) is served by a fork of it,
+until the questions end (also when the parent is killed). To start quickly it imports no more of megasink than it needs.
 
 An encoder remembers every word it has met, without bound, and gives no memory back when it goes. So a fork that has
-grown by _MEMORY ends, and the next one takes over, in milliseconds; it knows the words of the sample.
+grown by _MEMORY ends, and the next one takes over, in milliseconds.
 """
 
 import gc
@@ -21,7 +21,7 @@ import numpy as np
 from megasink.tokenize.blocks import Block, Form, encode_block, split
 from megasink.tokenize.messages import receive, send, send_ids, send_texts
 
-_MEMORY = 48 << 20  # bytes; its table doubles now and then, and a run with two workers is to stay below 300 MB
+_MEMORY = 40 << 20  # bytes; its table doubles now and then, and a run with two workers is to stay below 300 MB
 _GROWN = 3  # exit code of a fork that hands over
 
 
@@ -86,17 +86,13 @@ def main() -> None:
         send(answers, f"gigatoken does not take this vocabulary ({reason})".encode())
         return
     send(answers, b"")
-    try:
-        encoder.answer(receive(questions), questions, answers)
-    except EOFError:
-        return
     _serve_all(encoder, [tuple(map(int, pair.split(","))) for pair in sys.argv[1:]])
 
 
 def _serve_all(encoder: _Encoder, pairs: list[tuple[int, int]]) -> None:
     """A fork for each pair of descriptors, until each has ended."""
     limit = _resident() + _MEMORY
-    gc.freeze()  # a collection would write to pages that the forks share
+    gc.disable()  # nothing here refers to itself, and a collection would write to pages that the forks share
     serving: dict[int, tuple[int, int]] = {}
     todo = list(pairs)
     while todo or serving:
