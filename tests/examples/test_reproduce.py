@@ -61,7 +61,7 @@ def test_only_what_the_globs_name_counts_in_a_folder(tmp_path):
             text_patterns(text, globs)
 
 
-@pytest.mark.parametrize("name", ["recipe.yaml", "cpu.yaml", "search.yaml"])
+@pytest.mark.parametrize("name", ["recipe.yaml", "cpu.yaml", "backcopy.yaml", "search.yaml"])
 def test_a_recipe_is_a_valid_study(name, tmp_path):
     """Every flag is known, and arms that are compared read the same data."""
     recipe = read_words(FOLDER / name)
