@@ -22,6 +22,7 @@ from megasink.parallel.layers import (
     RowParallelLinear,
     enter_tensor_parallel,
     fused_column_parallel,
+    joined_weight,
 )
 from megasink.parallel.layout import ParallelLayout
 
@@ -54,12 +55,23 @@ class Attention(nn.Module):
             initial_c = hidden * width * config.init_method_std**2
             self.v_scale = VScale(config.v_scale, groups, initial_c, layout.tensor, self.key_value_heads)
 
+    def joined_weight(self) -> Tensor | None:
+        """Of the query, key and value projections."""
+        return joined_weight([self.q_proj, self.k_proj, self.v_proj])
+
     def forward(
-        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, boundaries: Boundaries | None, taps: BlockTaps | None
+        self,
+        hidden_states: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        boundaries: Boundaries | None,
+        taps: BlockTaps | None,
+        joined: Tensor | None = None,
     ) -> Tensor:
-        """hidden_states [B, T (or its local share), H] -> the same shape; cos, sin [T, D] or [B, T, D]."""
+        """hidden_states [B, T (or its local share), H] -> the same shape; cos, sin [T, D] or [B, T, D]; `joined` is
+        joined_weight()."""
         taps = taps or BlockTaps()
-        query, key, value = self._project(hidden_states, taps)
+        query, key, value = self._project(hidden_states, taps, joined)
         query = tap_gradient(query, taps.query_grad)
         key = self._tap_key_value(key, taps.key_grad)
         value = self._tap_key_value(value, taps.value_grad)
@@ -96,18 +108,19 @@ class Attention(nn.Module):
             key, value = key.repeat_interleave(repeats, dim=2), value.repeat_interleave(repeats, dim=2)
         return tuple(tokens_to_heads(states, axis) for states in (query, key, value))
 
-    def _project(self, hidden_states: Tensor, taps: BlockTaps) -> tuple[Tensor, ...]:
+    def _project(self, hidden_states: Tensor, taps: BlockTaps, joined: Tensor | None) -> tuple[Tensor, ...]:
         """[B, T (or its local share), H] -> query, key, value [B, T, heads of this rank, D]."""
         projections = [self.q_proj, self.k_proj, self.v_proj]
         if taps.attention_paths is None:
-            states = fused_column_parallel(enter_tensor_parallel(hidden_states, self.layout), projections)
-        else:  # apart, so that each path's gradient is whole where the three meet
-            paths = split_paths(hidden_states, taps.attention_paths)
-            states = tuple(
-                projection(enter_tensor_parallel(path, self.layout))
-                for projection, path in zip(projections, paths, strict=True)
-            )
-        return tuple(part.unflatten(-1, (-1, self.head_dim)) for part in states)
+            states = fused_column_parallel(enter_tensor_parallel(hidden_states, self.layout), projections, joined)
+            heads = [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
+            return states.unflatten(-1, (-1, self.head_dim)).split(heads, dim=-2)
+        # apart, so that each path's gradient is whole where the three meet
+        paths = split_paths(hidden_states, taps.attention_paths)
+        return tuple(
+            projection(enter_tensor_parallel(path, self.layout)).unflatten(-1, (-1, self.head_dim))
+            for projection, path in zip(projections, paths, strict=True)
+        )
 
     def _tap_key_value(self, states: Tensor, leaf: Tensor | None) -> Tensor:
         if self.key_value_heads is None:

@@ -70,7 +70,8 @@ class Block(nn.Module):
         if self.recorder is not None:
             first_token = None if boundaries is None else boundaries.first_token
             taps = self.recorder.open(self.layer_index, hidden_states, first_token)
-        return join_states(self.run(hidden_states, cos, sin, boundaries, taps), document_ids)
+        weights = self.self_attn.joined_weight(), self.mlp.joined_weight()
+        return join_states(self.run(hidden_states, cos, sin, boundaries, taps, weights), document_ids)
 
     def prepare(self, recompute: Recomputation = "none", compile: bool = False) -> None:
         """Choose what is kept for the backward pass, and compile the arithmetic; taps and tables stay outside."""
@@ -79,7 +80,13 @@ class Block(nn.Module):
             self.run = torch.compile(self.run)
 
     def transform(
-        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, boundaries: Boundaries | None, taps: BlockTaps | None
+        self,
+        hidden_states: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        boundaries: Boundaries | None,
+        taps: BlockTaps | None,
+        joined_weights: tuple[Tensor | None, Tensor | None] = (None, None),
     ) -> Tensor:
         """The block's equations, with the places where statistics are taken."""
         taps = taps or BlockTaps()
@@ -91,12 +98,12 @@ class Block(nn.Module):
         attention_input = self.input_layernorm(tap_gradient(hidden_states, taps.attention_norm_input_grad))
         # complete here: below the norm, above the tensor-parallel region whose backward sums over the ranks
         attention_input = tap_gradient(attention_input, taps.attention_norm_grad)
-        hidden_states = hidden_states + self.self_attn(attention_input, cos, sin, boundaries, taps)
+        hidden_states = hidden_states + self.self_attn(attention_input, cos, sin, boundaries, taps, joined_weights[0])
         hidden_states = tap_gradient(hidden_states, taps.middle_grad)
         hidden_states = tap_value(hidden_states, taps.middle, sum_of_squares, hidden_states)
 
         mlp_input = self.post_attention_layernorm(tap_gradient(hidden_states, taps.mlp_norm_input_grad))
-        mlp_output = self.mlp(tap_gradient(mlp_input, taps.mlp_norm_grad))
+        mlp_output = self.mlp(tap_gradient(mlp_input, taps.mlp_norm_grad), joined_weights[1])
         mlp_output = tap_value(mlp_output, taps.mlp_output, sum_of_squares, mlp_output)
         mlp_output = tap_value(mlp_output, taps.mlp_output_moments, activation_moments, mlp_output)
         mlp_output = tap_value(mlp_output, taps.mlp_output_order, activation_order, mlp_output, shared)

@@ -1,7 +1,5 @@
 """SwiGLU MLP (arXiv 2002.05202), split over its inner columns."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megasink.config import ModelConfig
@@ -10,6 +8,8 @@ from megasink.parallel.layers import (
     ColumnParallelLinear,
     RowParallelLinear,
     enter_tensor_parallel,
+    fused_column_parallel,
+    joined_weight,
 )
 from megasink.parallel.layout import ParallelLayout
 
@@ -24,8 +24,11 @@ class MLP(nn.Module):
         self.up_proj = ColumnParallelLinear(config.hidden_size, config.ffn_hidden_size, layout)
         self.down_proj = RowParallelLinear(config.ffn_hidden_size, config.hidden_size, layout)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[B, T (or its local share), H] -> the same shape."""
+    def joined_weight(self) -> Tensor | None:
+        """Of the gate and up projections."""
+        return joined_weight([self.gate_proj, self.up_proj])
+
+    def forward(self, hidden_states: Tensor, joined: Tensor | None = None) -> Tensor:
+        """[B, T (or its local share), H] -> the same shape; `joined` is joined_weight()."""
         hidden_states = enter_tensor_parallel(hidden_states, self.layout)
-        weights = torch.cat((self.gate_proj.local_weight(), self.up_proj.local_weight()))
-        return self.down_proj(swiglu(F.linear(hidden_states, weights)))
+        return self.down_proj(swiglu(fused_column_parallel(hidden_states, [self.gate_proj, self.up_proj], joined)))

@@ -65,10 +65,48 @@ class ColumnParallelLinear(nn.Module):
         return F.linear(hidden_states, self.local_weight())
 
 
-def fused_column_parallel(hidden_states: Tensor, layers: list[ColumnParallelLinear]) -> tuple[Tensor, ...]:
-    """Several column-parallel products of one input as one matrix product."""
+def fused_column_parallel(
+    hidden_states: Tensor, layers: list[ColumnParallelLinear], joined: Tensor | None = None
+) -> Tensor:
+    """Several column-parallel products of one input as one matrix product: [B, T, in] -> [B, T, sum of out / ranks].
+
+    `joined` is what `joined_weight` says of the layers; without it their weights are copied together.
+    """
     weights = [layer.local_weight() for layer in layers]
-    return F.linear(hidden_states, torch.cat(weights)).split([weight.shape[0] for weight in weights], dim=-1)
+    if joined is None:
+        return F.linear(hidden_states, torch.cat(weights))
+    return _JoinedLinear.apply(hidden_states, joined, *weights)
+
+
+def joined_weight(layers: list[ColumnParallelLinear]) -> Tensor | None:
+    """The layers' weights as one without a copy, where they lie behind each other as in DeepSpeed's flat buffers (ZeRO
+    1 and 2); None elsewhere. Valid until the weights are moved: ask in each forward pass."""
+    first, end = layers[0].weight, layers[0].weight.data_ptr()
+    for layer in layers:
+        weight = layer.weight
+        at_home = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        # ZeRO-3 gathers weights for a moment: they are marked
+        if weight.data_ptr() != end or not at_home or layer.rows is not None or hasattr(weight, "ds_id"):
+            return None
+        end += weight.numel() * weight.element_size()
+    rows = sum(layer.weight.shape[0] for layer in layers)
+    return first.detach().as_strided((rows, first.shape[1]), (first.shape[1], 1))
+
+
+class _JoinedLinear(torch.autograd.Function):
+    """x W^T for a W whose rows are those of several weights; each receives its rows of the gradient."""
+
+    @staticmethod
+    def forward(ctx, hidden_states, joined, *weights):
+        ctx.save_for_backward(hidden_states, joined)
+        ctx.rows = [weight.shape[0] for weight in weights]
+        return F.linear(hidden_states, joined)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        hidden_states, joined = ctx.saved_tensors
+        weight_gradient = gradient.flatten(0, -2).t() @ hidden_states.flatten(0, -2)
+        return gradient @ joined, None, *weight_gradient.split(ctx.rows)
 
 
 class RowParallelLinear(nn.Module):

@@ -7,7 +7,7 @@ and eager.
 """
 
 from megasink.config import RunConfig
-from megasink.plan.shape import Shape, shape_of
+from megasink.plan.shape import Shape, copied_weights, shape_of
 
 FP32 = 4
 
@@ -40,7 +40,7 @@ def _compiled_block(config: RunConfig, shape: Shape) -> int:
     tokens, hidden, element = shape.tokens, shape.hidden, shape.element
     residual = 2 * shape.residual_tokens * (hidden * element + FP32)  # both norms' inputs and 1 / rms
     products = tokens * (2 * hidden + 3 * shape.ffn) * element  # inputs of qkv and gate-up; gate-up; input of down
-    return residual + products + _attention(config, shape, compiled=True) + shape.fused_weights * element
+    return residual + products + _attention(config, shape, compiled=True) + copied_weights(config) * element
 
 
 def _eager_block(config: RunConfig, shape: Shape) -> int:
@@ -48,7 +48,7 @@ def _eager_block(config: RunConfig, shape: Shape) -> int:
     widened = FP32 if element == 2 else 0  # in fp32 the norm's input is kept by others, or is no copy
     norms = 2 * shape.residual_tokens * (hidden * (element + widened) + 2 * FP32)
     products = tokens * (2 * hidden + 3 * shape.ffn) * element
-    return norms + products + _attention(config, shape, compiled=False) + shape.fused_weights * element
+    return norms + products + _attention(config, shape, compiled=False) + copied_weights(config) * element
 
 
 def _attention(config: RunConfig, shape: Shape, compiled: bool) -> int:
@@ -66,10 +66,10 @@ def _attention(config: RunConfig, shape: Shape, compiled: bool) -> int:
     return shape.tokens * (width * shape.element + small * FP32)
 
 
-def head_bytes(config: RunConfig) -> int:
-    """After the last block: the final norm (never compiled), the output layer's input, logits kept by cross entropy."""
+def head_bytes(config: RunConfig, compiled: bool) -> int:
+    """After the last block: the final norm, the output layer's input, logits kept by cross entropy."""
     shape = shape_of(config)
-    widened = FP32 if shape.element == 2 else 0
+    widened = FP32 if shape.element == 2 and not compiled else 0
     norm = shape.residual_tokens * (shape.hidden * (shape.element + widened) + FP32)
     return norm + shape.tokens * (shape.hidden * shape.element + FP32) + logits_bytes(config)
 

@@ -17,7 +17,7 @@ from megasink.plan.activations import (
 )
 from megasink.plan.checkpoint_size import ADAM_BYTES, element_size
 from megasink.plan.parameters import StageParameters, stage_parameters
-from megasink.plan.shape import micro_batches_of, shape_of
+from megasink.plan.shape import micro_batches_of, shape_of, weights_are_flat
 
 REDUCE_BUCKET = 500_000_000
 """Elements that DeepSpeed reduces at once (reduce_bucket_size, and the pipeline engine's constant)."""
@@ -83,7 +83,7 @@ def _stage(
         activations += hidden_bytes(config) * ((0 if first else buffers) + (0 if last else buffers + 1))
     logits = 0
     if last:
-        activations += in_flight * (head_bytes(config) - logits_bytes(config))
+        activations += in_flight * (head_bytes(config, compiled) - logits_bytes(config))
         logits = logits_bytes(config) * (buffers if pipelined else 1)  # outputs stay in their buffers
     backward = _backward(config, compiled, last)
     moving = _moving(config, parameters.total, replicas)
@@ -102,7 +102,8 @@ def _backward(config: RunConfig, compiled: bool, last: bool) -> int:
         once_more = replace(config, parallel=replace(config.parallel, recompute="none"))
         block += block_bytes(once_more, compiled)
     elif mode == "selective":  # the MLP's part is computed again first
-        block += shape.tokens * (shape.ffn + shape.hidden) * shape.element + gate_up
+        block += shape.tokens * (shape.ffn + shape.hidden) * shape.element
+        block += 0 if weights_are_flat(config) else gate_up
     if not last:
         return block
     head = logits_bytes(config) + shape.tokens * shape.hidden * shape.element

@@ -31,10 +31,21 @@ class Shape:
     repeats: int
     """Query heads that share a key-value head; attention sees keys and values repeated so often."""
 
-    @property
-    def fused_weights(self) -> int:
-        """Elements of a block's joined weights: query-key-value, and gate-up (megasink.parallel.layers, model.mlp)."""
-        return self.hidden * (self.query + 2 * self.key_value + 2 * self.ffn)
+
+def weights_are_flat(config: RunConfig) -> bool:
+    """Whether weights lie behind each other in a flat buffer, so that the query, key and value weights, and gate and
+    up, are one matrix without a copy (megasink.parallel.layers.joined_weight)."""
+    return config.parallel.zero_stage in (1, 2)
+
+
+def copied_weights(config: RunConfig) -> int:
+    """Elements of a block's weights that are copied together; replicated key-value heads are even in a flat buffer."""
+    shape = shape_of(config)
+    query_key_value = shape.hidden * (shape.query + 2 * shape.key_value)
+    if weights_are_flat(config):
+        replicated = config.model.num_key_value_heads < config.parallel.tensor_model_parallel_size
+        return query_key_value if replicated else 0
+    return query_key_value + 2 * shape.hidden * shape.ffn
 
 
 def micro_batches_of(config: RunConfig, replicas: int) -> int:

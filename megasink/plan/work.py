@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from megasink.config import RunConfig
 from megasink.plan.parameters import StageParameters
-from megasink.plan.shape import shape_of
+from megasink.plan.shape import copied_weights, shape_of
 
 RECOMPUTED_TRAFFIC = 1.4
 """Passes over memory with recomputation for those without: the forward pass's third, and more. Assumed."""
@@ -53,17 +53,17 @@ def _block_traffic(config: RunConfig) -> float:
     """Passes over memory of the fused kernels that the profile in docs/performance.md shows, as bytes.
 
     SwiGLU reads 2 and writes 1 inner widths forward, and reads 3 and writes 2 backward; a norm with its residual sum
-    reads and writes 7 hidden widths in all; RoPE, V-scale and changes of layout 13 query widths; joined weights are
-    written and their gradients split.
+    reads and writes 7 hidden widths in all; RoPE, V-scale and changes of layout 13 query widths; weights that
+    are copied together are read and written, and their gradients split.
     """
     shape = shape_of(config)
     again = 1.0 if config.parallel.recompute == "none" else RECOMPUTED_TRAFFIC
     tokens = 8 * shape.ffn * shape.tokens + 13 * shape.query * shape.tokens
     residual = 14 * shape.hidden * shape.residual_tokens
-    return shape.element * (again * (tokens + residual) + 4 * shape.fused_weights)
+    return shape.element * (again * (tokens + residual) + 4 * copied_weights(config))
 
 
 def _head_traffic(config: RunConfig) -> float:
-    """Cross entropy reads the logits twice and writes their gradient once; the final norm is not fused."""
+    """Cross entropy reads the logits twice and writes their gradient once; the final norm as those of a block."""
     shape = shape_of(config)
-    return shape.element * (3 * shape.vocabulary * shape.tokens + 20 * shape.hidden * shape.residual_tokens)
+    return shape.element * (3 * shape.vocabulary * shape.tokens + 7 * shape.hidden * shape.residual_tokens)

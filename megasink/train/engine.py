@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from megasink.checkpoint.weights import load_weights
 from megasink.config import RunConfig
 from megasink.config.deepspeed import deepspeed_config
-from megasink.model.llama import Layer, Llama, blocks_of, llama_layers, stage_blocks, token_losses
+from megasink.model.llama import FinalNorm, Layer, Llama, blocks_of, llama_layers, stage_blocks, token_losses
 from megasink.parallel.layout import ParallelLayout
 from megasink.parallel.pipeline import layer_bounds
 from megasink.train.bf16_step import fuse
@@ -56,6 +56,9 @@ class TrainEngine:
                 load_weights(self.model, config.model, initial_weights)
             for block in blocks_of(self.model):
                 block.prepare(config.parallel.recompute, self.compiles)
+            for module in self.model.modules():
+                if self.compiles and isinstance(module, FinalNorm):
+                    module.compile()
             optimizer = build_optimizer(self.model, config.optimizer)
             self.clip = None
             if config.parallel.zero_stage == 0:

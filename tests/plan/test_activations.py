@@ -11,6 +11,7 @@ from megasink.config.cli import from_dict
 from megasink.model.rope import rotary_tables
 from megasink.plan.activations import block_bytes, head_bytes
 from megasink.plan.meta_model import meta_stage
+from megasink.plan.shape import copied_weights
 from megasink.stats.recorder import Level, SinkRecorder
 from tests.plan.counting import as_compiled, counted_autograd, storages, tensors
 
@@ -19,7 +20,10 @@ WIDE = {"hidden": 128, "ffn": 1024, "heads": 8, "groups": 2, "batch": 4, "length
 LONG = {"hidden": 192, "ffn": 384, "heads": 16, "groups": 4, "batch": 1, "length": 1024}
 
 
-def run_of(shape: dict, recompute="none", tp=1, sp=False, cp=1, v_scale="on", precision="bf16", layers=1) -> RunConfig:
+def run_of(
+    shape: dict, recompute="none", tp=1, sp=False, cp=1, v_scale="on", precision="bf16", layers=1, zero=3
+) -> RunConfig:
+    """ZeRO-3: the blocks counted here have their weights each where it is, not in a flat buffer."""
     model = {
         "num_layers": layers,
         "hidden_size": shape["hidden"],
@@ -35,6 +39,7 @@ def run_of(shape: dict, recompute="none", tp=1, sp=False, cp=1, v_scale="on", pr
         "sequence_parallel": sp,
         "context_parallel_size": cp,
         "recompute": recompute,
+        "zero_stage": zero,
     }
     training = {"micro_batch_size": shape["batch"], "precision": precision}
     sections = {"model": model, "parallel": parallel, "training": training, "sink_stats": {"sink_stats": "off"}}
@@ -127,12 +132,25 @@ def test_statistics_keep_no_more_than_the_formula_says(recompute, level):
     assert 0.8 * planned < kept_by_compiled_block(config, level) < 1.05 * planned
 
 
-def kept_by_compiled_block(config: RunConfig, level: Level | None = None) -> int:
-    """What torch.compile's partitioner chooses; no code is generated."""
+def test_compiled_blocks_keep_no_copy_of_weights_that_are_flat():
+    config = run_of(WIDE, zero=1)
+    found = kept_by_compiled_block(config, flat=True)
+    assert found == pytest.approx(block_bytes(config, compiled=True), rel=0.05)
+    copies = 2 * copied_weights(run_of(WIDE, zero=3))
+    assert kept_by_compiled_block(config) - found == copies > 0
+
+
+def kept_by_compiled_block(config: RunConfig, level: Level | None = None, flat: bool = False) -> int:
+    """What torch.compile's partitioner chooses; no code is generated. `flat`: weights as DeepSpeed lays them out."""
     with meta_stage(config, 0) as stage, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         stage.modules.to_empty(device="cpu")
         (block,) = stage.blocks()
+        if flat:
+            matrices = [parameter for parameter in block.parameters() if parameter.dim() == 2]
+            parts = torch.cat([matrix.detach().flatten() for matrix in matrices]).split([m.numel() for m in matrices])
+            for matrix, part in zip(matrices, parts, strict=True):
+                matrix.data = part.view(matrix.shape)
         block.prepare(config.parallel.recompute)
         block.run = as_compiled(block.run)
         recorder = SinkRecorder(stage.config.model, stage.layout, [block])
@@ -155,4 +173,4 @@ def test_the_head_keeps_what_the_formula_says(shape, layout):
         ignored = set(storages([*stage.modules.parameters(), hidden_states]))
         with counted_autograd(ignored) as found:
             stage.losses(output(norm(hidden_states)))
-    assert sum(found.values()) == pytest.approx(head_bytes(config), rel=0.05)
+    assert sum(found.values()) == pytest.approx(head_bytes(config, compiled=False), rel=0.05)

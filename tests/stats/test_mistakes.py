@@ -39,10 +39,11 @@ class PartialTap(torch.autograd.Function):
         return gradient, own, None
 
 
-def project_tapped_inside(self, hidden_states, taps):
+def project_tapped_inside(self, hidden_states, taps, joined):
     entered = PartialTap.apply(enter_tensor_parallel(hidden_states, self.layout), taps.attention_norm_grad, self.layout)
-    states = fused_column_parallel(entered, [self.q_proj, self.k_proj, self.v_proj])
-    return tuple(part.unflatten(-1, (-1, self.head_dim)) for part in states)
+    states = fused_column_parallel(entered, [self.q_proj, self.k_proj, self.v_proj], joined)
+    heads = [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
+    return states.unflatten(-1, (-1, self.head_dim)).split(heads, dim=-2)
 
 
 def g2_inside(case: Case) -> dict[str, np.ndarray]:
