@@ -107,7 +107,7 @@ def make_tokens(recipe: Recipe, request: ReproduceRequest, folder: Path) -> dict
     if recipe.backcopy is not None:
         if request.text or request.hf_dataset:
             raise UserError(f"{request.recipe} makes its own tokens (backcopy); leave --text and --hf-dataset out")
-        return write_backcopy(folder, recipe.backcopy, recipe.vocab_size, int(recipe.flags["seq-length"]))
+        return write_backcopy(folder, recipe.backcopy, recipe.vocab_size, _only_seq_length(recipe))
     choice = TextChoice(
         text=tuple(map(os.path.abspath, request.text)),
         glob=request.glob,
@@ -120,6 +120,14 @@ def make_tokens(recipe: Recipe, request: ReproduceRequest, folder: Path) -> dict
         valid_share=recipe.valid_share,
     )
     return prepare(folder, choice)
+
+
+def _only_seq_length(recipe: Recipe) -> int:
+    """That of all arms: read at another length, sequences would not begin with BOS."""
+    lengths = {str(flags.get("seq-length", recipe.flags.get("seq-length"))) for flags in recipe.arms.values()}
+    if len(lengths) > 1 or not next(iter(lengths)).isdigit():
+        raise UserError("backcopy: sequences are made for one --seq-length; give all arms the same, under flags")
+    return int(lengths.pop())
 
 
 def write_study(recipe: Recipe, request: ReproduceRequest, out: Path) -> Path:

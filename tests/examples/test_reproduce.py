@@ -2,11 +2,12 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
 
-from megasink.config.cli import parse_cli
+from megasink.config.cli import from_dict, parse_cli
 from megasink.errors import UserError
 from megasink.study.study_file import load_study, read_words
 from tests.helpers.jobs import ROOT
@@ -15,7 +16,7 @@ FOLDER = ROOT / "examples" / "reproduce"
 sys.path.insert(0, str(FOLDER))
 
 from prepare import text_patterns  # noqa: E402
-from reproduce import ReproduceRequest, reproduce  # noqa: E402
+from reproduce import Recipe, ReproduceRequest, make_tokens, reproduce  # noqa: E402
 from verdict import ArmFigures, judge  # noqa: E402
 
 PAPER = ArmFigures("baseline", 2.9168, 0.6172, 0.7, 1916, 11.12, 1.3, 300, 15.5, 2.5)
@@ -72,9 +73,21 @@ def test_a_recipe_is_a_valid_study(name, tmp_path):
     )
     runs = load_study(path).runs
     assert all(run.config.optimizer.lr_wsd_decay_iters < run.config.training.train_iters for run in runs)
-    assert [run.config.model.v_scale for run in runs] == (
-        ["off"] * len(runs) if name == "search.yaml" else ["off", "on", "backward-only"]
-    )
+    kinds = ["off"] if name == "search.yaml" else ["off", "on", "backward-only"]
+    assert list(dict.fromkeys(run.config.model.v_scale for run in runs)) == kinds
+
+
+def test_a_recipe_that_makes_its_own_tokens_takes_no_text_and_one_length(tmp_path):
+    recipe = from_dict(Recipe, read_words(FOLDER / "backcopy.yaml"), "backcopy.yaml")
+    with pytest.raises(UserError, match="leave --text"):
+        make_tokens(recipe, ReproduceRequest("backcopy.yaml", text=("text",)), tmp_path)
+    recipe.arms["longer"] = {"seq-length": "256"}
+    with pytest.raises(UserError, match="one --seq-length"):
+        make_tokens(recipe, ReproduceRequest("backcopy.yaml"), tmp_path)
+    del recipe.arms["longer"]
+    recipe.backcopy = replace(recipe.backcopy, train_sequences=9)
+    manifest = make_tokens(recipe, ReproduceRequest("backcopy.yaml"), tmp_path)
+    assert manifest["tokens"] == 9 * 128
 
 
 def test_from_text_to_verdict(tmp_path, monkeypatch, capfd):
