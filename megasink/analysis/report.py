@@ -7,6 +7,9 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib import rcParams
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 
 from megasink.analysis import numbers
 from megasink.analysis.about import DEFINITIONS
@@ -29,9 +32,9 @@ def write_report(folder: Path, sections: list[Section], about: dict[str, str]) -
     for section in sections:
         place = folder / "figures" / (section.sequences.name if len(sections) > 1 else "")
         for drawing in section.drawings:
-            png = _render(drawing, "png")
+            png, svg = _render(drawing)
             write_whole(place / f"{drawing.slug}.png", png)
-            write_whole(place / f"{drawing.slug}.svg", _render(drawing, "svg"))
+            write_whole(place / f"{drawing.slug}.svg", svg)
             pictures[id(drawing)] = base64.b64encode(png).decode()
     write_whole(folder / "metrics.json", numbers.metrics_json(sections, about))
     write_whole(folder / "layers.csv", numbers.layers_csv(sections))
@@ -65,11 +68,16 @@ def _numbered(drawing: Drawing) -> str:
     return f"Figure {drawing.number}: {drawing.title}" if drawing.number.isdecimal() else drawing.title
 
 
-def _render(drawing: Drawing, suffix: str) -> bytes:
-    content = io.BytesIO()
-    with figure_style():  # without a date a picture depends on its numbers only
-        drawing.figure.savefig(content, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
-    return content.getvalue()
+def _render(drawing: Drawing) -> tuple[bytes, bytes]:
+    """As PNG and SVG, laid out once and drawn once for each; savefig would lay out once and draw twice for each."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure = drawing.figure
+    with figure_style():
+        figure.set_dpi(rcParams["savefig.dpi"])
+        FigureCanvasAgg(figure).print_png(png)
+        figure.set_layout_engine("none")
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})  # so it depends on its numbers only
+    return png.getvalue(), svg.getvalue()
 
 
 def format_number(value: float, digits: int = 4) -> str:
