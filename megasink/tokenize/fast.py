@@ -58,10 +58,16 @@ class GigatokenTokenizer:
             theirs.append((questions[0], answers[1]))
             self._links.append(_Link(os.fdopen(questions[1], "wb"), os.fdopen(answers[0], "rb"), reference))
             self._idle.put(self._links[-1])
-        path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
+        # gigatoken looks up words at random places of large tables: large pages make it some 5 % faster
+        malloc = [os.environ.get("GLIBC_TUNABLES"), "glibc.malloc.hugetlb=1"]
+        variables = {
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "GLIBC_TUNABLES": ":".join(filter(None, malloc)),
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "megasink.tokenize.fast_worker", *(f"{pair[0]},{pair[1]}" for pair in theirs)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
+            env={**os.environ, **variables},
             pass_fds=[descriptor for pair in theirs for descriptor in pair],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -21,7 +21,7 @@ import numpy as np
 from megasink.tokenize.blocks import Block, Form, encode_block, split
 from megasink.tokenize.messages import receive, send, send_ids, send_texts
 
-_MEMORY = 40 << 20  # bytes; its table doubles now and then, and a run with two workers is to stay below 300 MB
+_MEMORY = 36 << 20  # bytes; its table doubles now and then, and a run with two workers is to stay below 300 MB
 _GROWN = 3  # exit code of a fork that hands over
 
 
@@ -70,6 +70,7 @@ class _Encoder:
 
 
 def main() -> None:
+    gc.disable()  # nothing here refers to itself, and a collection would write to pages that the forks share
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     kind, content, control_tokens = receive(questions)
     try:
@@ -92,7 +93,6 @@ def main() -> None:
 def _serve_all(encoder: _Encoder, pairs: list[tuple[int, int]]) -> None:
     """A fork for each pair of descriptors, until each has ended."""
     limit = _resident() + _MEMORY
-    gc.disable()  # nothing here refers to itself, and a collection would write to pages that the forks share
     serving: dict[int, tuple[int, int]] = {}
     todo = list(pairs)
     while todo or serving:
