@@ -1,5 +1,8 @@
 """Cross entropy of logits whose vocabulary is split over tensor-parallel ranks."""
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -32,8 +35,8 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx, logits, labels, vocab_size, axis, compile):
         first_column = axis.rank * logits.shape[-1]
         ctx.columns = (first_column, vocab_size)
-        ctx.local_gradient = _compiled_local_gradient if compile else _local_gradient
-        local_scores = _compiled_local_scores if compile else _local_scores
+        ctx.local_gradient = _compiled(_local_gradient) if compile else _local_gradient
+        local_scores = _compiled(_local_scores) if compile else _local_scores
         log_sum_exp, target = local_scores(logits, labels, *ctx.columns)
         if axis.size > 1:
             largest = all_reduce(log_sum_exp, axis, dist.ReduceOp.MAX)
@@ -70,5 +73,7 @@ def _local_gradient(
     return ((probabilities - (columns == labels.unsqueeze(-1)).to(probabilities.dtype)) * weight).to(logits.dtype)
 
 
-_compiled_local_scores = torch.compile(_local_scores)
-_compiled_local_gradient = torch.compile(_local_gradient)
+@cache
+def _compiled(function: Callable) -> Callable:
+    """Wrapped when it is first run: torch.compile imports the compiler, seconds that most commands need not spend."""
+    return torch.compile(function)
