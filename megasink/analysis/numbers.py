@@ -2,13 +2,12 @@
 
 import csv
 import io
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import orjson
 
 from megasink.analysis.about import DEFINITIONS
 from megasink.analysis.measured import MeasuredModel, Measurement
@@ -28,7 +27,7 @@ _BY_QUERY_HEAD = (
 _BY_KEY_VALUE_HEAD = ("value_drain", "value_hat_drain", "value_path_share_by_head", "theta", "v_scale_c")
 
 
-def metrics_json(sections: list[Section], about: dict[str, str]) -> str:
+def metrics_json(sections: list[Section], about: dict[str, str]) -> bytes:
     """Everything measured: `about` (what and how), and by setting the table and every array of every model.
 
     NaN and infinity, which JSON cannot hold, become null.
@@ -56,7 +55,7 @@ def metrics_json(sections: list[Section], about: dict[str, str]) -> str:
             for section in sections
         ],
     }
-    return json.dumps(_finite(document), allow_nan=False) + "\n"
+    return orjson.dumps(document, _not_contiguous, orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
 
 
 def layers_csv(sections: list[Section]) -> str:
@@ -129,12 +128,12 @@ def _measurement(measurement: Measurement) -> dict[str, Any]:
     return {
         **_report(measurement.report),
         "loss": measurement.loss,
-        "per_sequence": {name: array.tolist() for name, array in measurement.per_sequence.items()},
+        "per_sequence": measurement.per_sequence,
     }
 
 
 def _report(report: SinkReport) -> dict[str, Any]:
-    return {"meta": report.meta, "arrays": {name: array.tolist() for name, array in report.arrays.items()}}
+    return {"meta": report.meta, "arrays": report.arrays}
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
@@ -146,11 +145,8 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _not_contiguous(value: Any) -> Any:
+    """The arrays that orjson does not read as they lie."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(type(value))

@@ -128,7 +128,7 @@ class Observer:
         alphas = gu_alphas(query, key, tokens)
         above = torch.stack([(alphas > eps).double() for eps in self.wanted.thresholds], dim=2)  # [X, N, E, G]
         self.sums["gu"][layer] += above.sum(dim=0)
-        self.sums["gu_of"][layer] += alphas.new_tensor(len(alphas), dtype=torch.float64)
+        self.sums["gu_of"][layer] += alphas.new_full((), len(alphas), dtype=torch.float64)
 
         for position in self.wanted.positions:
             if position == AUTO:
@@ -185,7 +185,8 @@ class Observer:
         products = torch.einsum("xkd,kdh,xh->xk", gradient, weight, first).double()
         square = first.square().sum(dim=-1).double()
         there = (square > 0) & (self.tokens.size > 1)
-        self.sums["shares"][layer] += (products[there] / square[there, None]).sum(dim=0)
+        # without indexing by a mask, for which a GPU's host has to wait
+        self.sums["shares"][layer] += (products / square[:, None]).masked_fill(~there[:, None], 0.0).sum(dim=0)
         self.sums["shares_of"][layer] += there.sum().double()
 
 
