@@ -42,7 +42,7 @@ class SentencePieceTokenizer:
     """A SentencePiece model file. `content` and `control_tokens` are for the fast encoder."""
 
     library = "sentencepiece"
-    num_calls = 2  # its threads rest while documents are parsed
+    num_calls = 1
 
     def __init__(self, path: Path, num_threads: int) -> None:
         import sentencepiece
