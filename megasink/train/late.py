@@ -1,7 +1,7 @@
 """Values read one step after they were made, when they have long arrived: reading them keeps no device waiting."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -55,3 +55,19 @@ class LateScalars:
             step, copy = self._under_way.popleft()
             taken.append((step, copy.wait().tolist()))
         return taken
+
+
+class LateActions:
+    """What needs numbers of a step is done when the next step is on its way: the device never waits for the host."""
+
+    def __init__(self) -> None:
+        self._due: list[Callable[[], None]] = []
+
+    def put(self, action: Callable[[], None]) -> None:
+        self._due.append(action)
+
+    def settle(self) -> None:
+        """Do what is due, in order."""
+        due, self._due = self._due, []
+        for action in due:
+            action()

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megasink.checkpoint.saver import CheckpointSaver
 from megasink.config import RunConfig
 from megasink.errors import UserError
+from megasink.parallel.late_copy import LateCopy
 from megasink.parallel.layout import ParallelLayout
 from megasink.stats.recorder import SinkRecorder
 from megasink.stats.report import SinkReport
@@ -22,7 +23,7 @@ from megasink.train.batches import Batches
 from megasink.train.diagnosis import diagnose
 from megasink.train.engine import Batch, TrainEngine
 from megasink.train.flops import model_flops_utilisation
-from megasink.train.late import LateMaximum
+from megasink.train.late import LateActions, LateMaximum
 from megasink.train.optimizer import learning_rate
 from megasink.train.profiler import StepProfiler
 from megasink.train.replicas import differing_parameter
@@ -78,7 +79,7 @@ def train(run: Run) -> int:
     saved_at = first = progress.step
     straggler = StragglerReport(run.device, functools.partial(_report, run))
     meter = _Meter(run)
-    sinks = _LateSinks(run)
+    late = LateActions()
     profiler = _profiler(run)
 
     while progress.step < training.train_iters:
@@ -97,7 +98,9 @@ def train(run: Run) -> int:
         batch = run.train.at(progress.consumed_samples)
         straggler.data_wait_s += time.monotonic() - began
         loss, report = _train_step(run, batch, lr)
-        sinks.follow(report)
+        late.settle()
+        if report is not None and run.log is not None:
+            late.put(functools.partial(_log_sinks, run.log, report))
         progress.step += 1
         progress.consumed_samples += training.global_batch_size
         progress.consumed_tokens += training.global_batch_size * config.model.seq_length
@@ -110,24 +113,19 @@ def train(run: Run) -> int:
         last = progress.step == training.train_iters
         evaluates = run.valid is not None and (last or _due(progress.step, training.eval_interval))
         if last or evaluates or _due(progress.step, config.logging.log_interval):
-            steps = meter.steps
-            metrics = meter.read(loss, lr)
-            sinks.settle()
-            with meter.paused():
-                metrics |= straggler.read(progress.step, steps)
-                if evaluates:
-                    metrics["valid_loss"] = evaluate(run)
-            if run.log is not None:
-                run.log.log_step(metrics)
+            straggler.begin(progress.step, meter.steps)
+            late.put(functools.partial(_log_step, run, meter, meter.begin(loss, lr), straggler, evaluates))
+        if last or evaluates:
+            late.settle()
         if last or _due(progress.step, config.checkpoint.save_interval):
             diverged = numbers.check(before=progress.step + 1)
-            sinks.settle()
+            late.settle()
             with meter.paused():
                 save(run, numbers.skipped)
             saved_at = progress.step
 
     profiler.close(progress.step)
-    sinks.settle()
+    late.settle()
     if stopped and run.log is not None:
         run.log.say(f"megasink: {run.stop.reason or 'another rank was asked to stop'}; saving step {progress.step}")
     diverged = numbers.check(before=progress.step + 1)
@@ -213,23 +211,21 @@ def _train_step(run: Run, batch: Batch, lr: float) -> tuple[torch.Tensor, Callab
     return loss, None if level is None else run.recorder.report_late(step, run.engine.gradient_scale)
 
 
-class _LateSinks:
-    """Logs each sink report when the next step is on its way, so that the device does not wait for it."""
+def _log_sinks(log: RunLog, report: Callable[[], SinkReport]) -> None:
+    log.log_sinks(report())
 
-    def __init__(self, run: Run):
-        self.run = run
-        self.due: Callable[[], SinkReport] | None = None
 
-    def follow(self, report: Callable[[], SinkReport] | None) -> None:
-        """Of the step just begun, if it has one; the one of the step before is logged."""
-        self.settle()
-        self.due = report
-
-    def settle(self) -> None:
-        """Log what is not logged yet."""
-        if self.due is not None and self.run.log is not None:
-            self.run.log.log_sinks(self.due())
-        self.due = None
+def _log_step(
+    run: Run, meter: "_Meter", metrics: Callable[[], dict], straggler: StragglerReport, evaluates: bool
+) -> None:
+    """Of a logged step; every rank."""
+    record = metrics()
+    with meter.paused():
+        record |= straggler.read()
+        if evaluates:
+            record["valid_loss"] = evaluate(run)
+    if run.log is not None:
+        run.log.log_step(record)
 
 
 def _profiler(run: Run) -> StepProfiler:
@@ -260,25 +256,32 @@ class _Meter:
     def paused(self) -> "_Pause":
         return _Pause(self)
 
-    def read(self, loss: torch.Tensor, lr: float) -> dict:
-        """The metrics of a logged step; waits for the device."""
+    def begin(self, loss: torch.Tensor, lr: float) -> Callable[[], dict]:
+        """The metrics of a logged step that was just launched; what is returned waits for the device to finish it."""
         config, progress = self.run.config, self.run.progress
-        loss_value = loss.item()
-        seconds = (time.monotonic() - self.since) / self.steps
-        tokens_per_second = config.training.global_batch_size * config.model.seq_length / seconds
+        steps, self.steps = self.steps, 0
+        known = {"lr": lr, "consumed_samples": progress.consumed_samples, "consumed_tokens": progress.consumed_tokens}
+        step, loss = progress.step, LateCopy(loss)
         norm = _gradient_norm(self.run)
-        self.steps, self.since = 0, time.monotonic()
-        return {
-            "step": progress.step,
-            "loss": loss_value,
-            "grad_norm": None if norm is None else float(norm),
-            "lr": lr,
-            "consumed_samples": progress.consumed_samples,
-            "consumed_tokens": progress.consumed_tokens,
-            "step_time_s": seconds,
-            "tokens_per_second": tokens_per_second,
-            "mfu": model_flops_utilisation(tokens_per_second / dist.get_world_size(), config.model),
-        }
+        norm = LateCopy(norm) if isinstance(norm, torch.Tensor) else norm
+
+        def read() -> dict:
+            measured = {"step": step, "loss": loss.wait().item()}
+            now = time.monotonic()
+            seconds, self.since = (now - self.since) / steps, now
+            tokens_per_second = config.training.global_batch_size * config.model.seq_length / seconds
+            measured["grad_norm"] = norm.wait().item() if isinstance(norm, LateCopy) else norm
+            return (
+                measured
+                | known
+                | {
+                    "step_time_s": seconds,
+                    "tokens_per_second": tokens_per_second,
+                    "mfu": model_flops_utilisation(tokens_per_second / dist.get_world_size(), config.model),
+                }
+            )
+
+        return read
 
 
 class _Pause:

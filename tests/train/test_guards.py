@@ -119,13 +119,18 @@ def slow_second_rank(readings: int) -> tuple[list[dict], list[dict]]:
     events: list[dict] = []
     straggler = StragglerReport(torch.device("cpu"), lambda event, text: events.append(event))
     seconds = 0.1 if dist.get_rank() == 1 else 0.01
-    straggler._timed_work = lambda: seconds
+    straggler._timed_work = lambda: lambda: seconds
     straggler.data_wait_s = 4.0 * dist.get_rank()
-    return [straggler.read(step=reading, steps=2) for reading in range(readings)], events
+    found = []
+    for step in range(readings):
+        straggler.begin(step, steps=2)
+        found.append(straggler.read())
+    return found, events
 
 
-def test_a_slow_rank_is_named_by_all_after_three_readings():
-    for readings, events in run_ranks(2, slow_second_rank, 3):
+def test_a_slow_rank_is_named_by_all_after_three_readings_each_told_at_the_next():
+    for (first, *readings), events in run_ranks(2, slow_second_rank, 4):
+        assert set(first.values()) == {None}
         assert [reading["slowest_rank"] for reading in readings] == [1, 1, 1]
         assert readings[0]["slowest_over_median"] == pytest.approx(10)
         assert [reading["data_wait_s"] for reading in readings] == [2.0, 0.0, 0.0]
