@@ -1,5 +1,6 @@
 """How every figure looks: colours that colour-blind readers can tell apart, sizes, axes over layers and positions."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -92,7 +93,8 @@ def plain_log_labels(axes: Axes) -> None:
     plain_labels(axes.yaxis)
     low, high = axes.get_ylim()
     if high < 100 * low:
-        axes.yaxis.set_minor_locator(FixedLocator([k * 10.0**e for e in range(-9, 9) for k in (2, 5)]))
+        decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)  # with room to widen
+        axes.yaxis.set_minor_locator(FixedLocator([k * 10.0**e for e in decades for k in (2, 5)]))
         axes.yaxis.set_minor_formatter(axes.yaxis.get_major_formatter())
     else:
         axes.yaxis.set_minor_formatter(NullFormatter())
