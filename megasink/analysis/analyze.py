@@ -9,11 +9,12 @@ from megasink.analysis.about import describe_model, describe_request
 from megasink.analysis.bootstrap import compare, intervals
 from megasink.analysis.checks import check_model
 from megasink.analysis.families import check_length
-from megasink.analysis.figures import check_figure_names, draw_figures
+from megasink.analysis.figures import check_figure_names, figure_names
 from megasink.analysis.files import check_writable
 from megasink.analysis.measure import measure
 from megasink.analysis.measured import MeasuredModel, Measurement
 from megasink.analysis.observer import Wanted
+from megasink.analysis.pictures import draw_pictures, prepare_workers, useful_workers
 from megasink.analysis.quantization import quantization_losses
 from megasink.analysis.report import console_summary, write_report
 from megasink.analysis.request import (
@@ -58,6 +59,10 @@ def analyze(request: AnalysisRequest, command: str) -> None:
     for sequences in settings:
         print(f"{sequences.title}: {sequences.num_tokens:,} tokens, {sequences.description}")
     beside = "" if request.null == "none" else ", each beside its untrained null,"
+    names = figure_names(figures, request.metrics)
+    workers = useful_workers(len(names))
+    if workers > 1:
+        prepare_workers()
     print(f"measuring {', '.join(labels)}{beside} on {device}", flush=True)
     sections = []
     for sequences, models in zip(
@@ -66,8 +71,9 @@ def analyze(request: AnalysisRequest, command: str) -> None:
         if not sections:
             add_analysed(models, sources)
         comparisons = [compare(*(models[labels.index(label)] for label in pair)) for pair in pairs]
-        drawings = draw_figures(models, figures, _SAME_AT_EVERY_LENGTH if sections else (), request.metrics)
-        sections.append(Section(sequences, models, drawings, comparisons, [intervals(model) for model in models]))
+        shown = [name for name in names if not sections or name not in _SAME_AT_EVERY_LENGTH]
+        pictures = draw_pictures(models, shown, workers)
+        sections.append(Section(sequences, models, pictures, comparisons, [intervals(model) for model in models]))
         print(f"\n{console_summary(sections[-1])}")
     for model in sections[0].models:
         print(_checks_line(model))

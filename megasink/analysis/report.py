@@ -1,15 +1,10 @@
 """The report: one self-contained HTML file, with pictures and numbers as files beside it."""
 
-import base64
-import io
 import math
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib import rcParams
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 
 from megasink.analysis import numbers
 from megasink.analysis.about import DEFINITIONS
@@ -18,7 +13,6 @@ from megasink.analysis.figures import Drawing
 from megasink.analysis.files import write_whole
 from megasink.analysis.measured import MeasuredModel
 from megasink.analysis.section import Section
-from megasink.analysis.style import figure_style
 from megasink.analysis.summary import PAPER_MODEL, PAPER_ROWS, TableRow, sink_rows, table_rows, threshold_rows
 
 
@@ -28,29 +22,25 @@ def write_report(folder: Path, sections: list[Section], about: dict[str, str]) -
     `about` says what was measured and how, as name -> text, in the order to show it. With several sections each has a
     folder of figures. The HTML is written last, so it never shows what is not there.
     """
-    pictures = {}
     for section in sections:
         place = folder / "figures" / (section.sequences.name if len(sections) > 1 else "")
-        for drawing in section.drawings:
-            png, svg = _render(drawing)
-            write_whole(place / f"{drawing.slug}.png", png)
-            write_whole(place / f"{drawing.slug}.svg", svg)
-            pictures[id(drawing)] = base64.b64encode(png).decode()
+        for picture in section.pictures:
+            write_whole(place / f"{picture.drawing.slug}.png", picture.png)
+            write_whole(place / f"{picture.drawing.slug}.svg", picture.svg)
     write_whole(folder / "metrics.json", numbers.metrics_json(sections, about))
     write_whole(folder / "layers.csv", numbers.layers_csv(sections))
     write_whole(folder / "heads.csv", numbers.heads_csv(sections))
     page = folder / "report.html"
-    write_whole(page, _html(sections, pictures, about))
+    write_whole(page, _html(sections, about))
     return page
 
 
-def _html(sections: list[Section], pictures: dict[int, str], about: dict[str, str]) -> str:
+def _html(sections: list[Section], about: dict[str, str]) -> str:
     environment = Environment(loader=PackageLoader("megasink.analysis"), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"number": format_number, "loss": _loss, "mean_max": _mean_and_max}
     environment.filters |= {"ratio": _ratio, "interval": _interval_html, "rows": table_rows}
     environment.filters |= {"sinks": sink_rows, "thresholds": threshold_rows}
     environment.filters |= {"numbered": _numbered}
-    environment.filters |= {"picture": lambda drawing: pictures[id(drawing)]}
     models = sections[0].models
     return environment.get_template("report.html.j2").render(
         title="Sink report: " + ", ".join(model.label for model in models),
@@ -66,18 +56,6 @@ def _html(sections: list[Section], pictures: dict[int, str], about: dict[str, st
 def _numbered(drawing: Drawing) -> str:
     """The title, with the paper's figure number where there is one."""
     return f"Figure {drawing.number}: {drawing.title}" if drawing.number.isdecimal() else drawing.title
-
-
-def _render(drawing: Drawing) -> tuple[bytes, bytes]:
-    """As PNG and SVG, laid out once and drawn once for each; savefig would lay out once and draw twice for each."""
-    png, svg = io.BytesIO(), io.BytesIO()
-    figure = drawing.figure
-    with figure_style():
-        figure.set_dpi(rcParams["savefig.dpi"])
-        FigureCanvasAgg(figure).print_png(png)
-        figure.set_layout_engine("none")
-        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})  # so it depends on its numbers only
-    return png.getvalue(), svg.getvalue()
 
 
 def format_number(value: float, digits: int = 4) -> str:

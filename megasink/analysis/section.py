@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from megasink.analysis.bootstrap import ComparisonRow, FigureIntervals
-from megasink.analysis.figures import Drawing
 from megasink.analysis.measured import MeasuredModel
+from megasink.analysis.pictures import Picture
 from megasink.analysis.tokens import TokenSequences
 
 
@@ -14,7 +14,7 @@ class Section:
 
     sequences: TokenSequences
     models: list[MeasuredModel]
-    drawings: list[Drawing]
+    pictures: list[Picture]
     comparisons: list[list[ComparisonRow]]
     """One for each pair of models that was compared."""
     intervals: list[list[FigureIntervals]]

@@ -3,8 +3,8 @@
 import numpy as np
 
 from megasink.analysis.bootstrap import compare, intervals
-from megasink.analysis.figures import draw_figures
 from megasink.analysis.measured import MeasuredModel, Measurement
+from megasink.analysis.pictures import draw_pictures
 from megasink.analysis.section import Section
 from megasink.analysis.tokens import TokenSequences
 from megasink.stats.report import SinkReport
@@ -112,7 +112,7 @@ def sections(made: list[MeasuredModel], seq_lengths: tuple[int, ...] = (256,)) -
         Section(
             TokenSequences(np.zeros((8, length + 1), np.int64), "made up"),
             made,
-            draw_figures(made, ["6", "13"]),
+            draw_pictures(made, ["6", "13"]),
             [compare(*made)],
             [intervals(model) for model in made],
         )

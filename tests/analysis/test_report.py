@@ -1,12 +1,14 @@
 """Figures and report from made-up numbers: what is drawn is what was measured, and the page escapes what users name."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 
 from megasink.analysis.bootstrap import compare
-from megasink.analysis.figures import draw_figures
+from megasink.analysis.figures import FIGURES, draw_figures, figure_names
+from megasink.analysis.pictures import draw_pictures
 from megasink.analysis.report import console_table, format_number, write_report
 from megasink.analysis.summary import attention_sink_null, per_layer, table_rows
 from tests.analysis import synthetic
@@ -50,14 +52,37 @@ def test_theta_is_drawn_only_where_it_was_learned():
 
 def test_models_of_different_depth_share_the_figures():
     models = [synthetic.models(layers=4)[0], synthetic.models(layers=7, heads=2, kv_heads=1)[1]]
-    for drawing in draw_figures(models):
+    for drawing in draw_figures(models, list(FIGURES)):
         drawing.figure.canvas.draw()
 
 
 def test_gradients_only_leaves_the_other_figures_out():
     models = synthetic.models()
-    every, gradients = ({d.number for d in draw_figures(models, metrics=metrics)} for metrics in ("all", "grad"))
+    every, gradients = (
+        {drawing.number for drawing in draw_figures(models, figure_names(None, metrics))} for metrics in ("all", "grad")
+    )
     assert gradients == {"6", "14", "1", "steps"} and every - gradients == {"7", "heads", "12", "13"}
+
+
+def test_several_processes_draw_the_same_pictures():
+    """In the order asked for, byte for byte."""
+    models, names = synthetic.models(), ["7", "6", "13"]
+    here, elsewhere = draw_pictures(models, names), draw_pictures(models, names, workers=2)
+    assert [picture.drawing.number for picture in elsewhere] == names
+    for one, other in zip(here, elsewhere, strict=True):
+        assert (one.png, one.svg, one.narrow) == (other.png, other.svg, other.narrow)
+        assert one.drawing.reading == other.drawing.reading
+
+
+class _EndsWhoReadsIt(str):
+    def __reduce__(self):
+        return os._exit, (1,)
+
+
+def test_a_worker_that_is_killed_loses_no_picture():
+    models = synthetic.models()
+    models[0].label = _EndsWhoReadsIt("baseline")
+    assert [picture.drawing.number for picture in draw_pictures(models, ["7", "6"], workers=2)] == ["7", "6"]
 
 
 def test_table_has_means_and_maxima_over_layers():

@@ -1,6 +1,5 @@
 """One module per figure; each has `draw(models)`, which returns a Drawing, or None where it does not apply."""
 
-from collections.abc import Collection
 from typing import Literal
 
 from megasink.analysis import style
@@ -55,23 +54,22 @@ def check_figure_names(wanted: list[str]) -> None:
             raise UserError(f"--figures {name}: there is no such figure; choose from {','.join(FIGURES)}")
 
 
-def draw_figures(
-    models: list[MeasuredModel],
-    wanted: list[str] | None = None,
-    leave_out: Collection[str] = (),
-    metrics: Literal["all", "forward", "grad"] = "all",
-) -> list[Drawing]:
-    """Draw the figures named in `wanted` that apply to `models`, in the order of the report.
+def figure_names(wanted: list[str] | None, metrics: Literal["all", "forward", "grad"]) -> list[str]:
+    """Those of `wanted`, in the order of the report.
 
-    Without `wanted` all are drawn, but for metrics `grad` those that need gradients alone; for `forward` they apply
-    where they need none.
+    Without `wanted` all, but for metrics `grad` those that need gradients alone; for `forward` they apply where they
+    need none.
     """
     if wanted is None:
         wanted = [name for name in FIGURES if metrics != "grad" or name not in _OF_THE_FORWARD_PASS]
-    chosen = [draw for name, draw in FIGURES.items() if name in wanted and name not in leave_out]
+    return [name for name in FIGURES if name in wanted]
+
+
+def draw_figures(models: list[MeasuredModel], names: list[str]) -> list[Drawing]:
+    """The figures named that apply to `models`, in this order."""
     with style.figure_style():
-        drawings = [draw(models) for draw in chosen]
+        drawings = [FIGURES[name](models) for name in names]
     return [drawing for drawing in drawings if drawing is not None]
 
 
-__all__ = ["FIGURES", "Drawing", "check_figure_names", "draw_figures"]
+__all__ = ["FIGURES", "Drawing", "check_figure_names", "draw_figures", "figure_names"]

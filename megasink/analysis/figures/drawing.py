@@ -40,7 +40,8 @@ class Drawing:
     slug: str
     """File name without suffix."""
     title: str
-    figure: Figure
+    figure: Figure | None
+    """None once it was drawn into a picture."""
     shows: str
     """What it shows, in one sentence: true for any model."""
     look: str
