@@ -70,7 +70,6 @@ class _Encoder:
 
 
 def main() -> None:
-    gc.disable()  # nothing here refers to itself, and a collection would write to pages that the forks share
     questions, answers = sys.stdin.buffer, sys.stdout.buffer
     kind, content, control_tokens = receive(questions)
     try:
@@ -78,7 +77,7 @@ def main() -> None:
 
         of_sentencepiece = kind == b"sentencepiece"
         load = gigatoken.Tokenizer.from_sentencepiece if of_sentencepiece else gigatoken.Tokenizer.from_json
-        encoder = _Encoder(load(content).encode, json.loads(control_tokens))
+        encoder = _Encoder(load(content).backend.encode, json.loads(control_tokens))
     except ImportError:
         send(answers, b"gigatoken is not installed (pip install gigatoken makes this several times faster)")
         return
@@ -92,6 +91,8 @@ def main() -> None:
 
 def _serve_all(encoder: _Encoder, pairs: list[tuple[int, int]]) -> None:
     """A fork for each pair of descriptors, until each has ended."""
+    gc.collect()  # what is left of loading
+    gc.disable()  # nothing after it refers to itself, and a collection would write to pages that the forks share
     limit = _resident() + _MEMORY
     serving: dict[int, tuple[int, int]] = {}
     todo = list(pairs)

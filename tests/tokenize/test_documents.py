@@ -121,6 +121,13 @@ def test_a_bad_line_is_named_or_skipped(tmp_path, line, suffix):
     assert reader.bad == 1
 
 
+def test_what_only_the_json_module_takes_is_read(tmp_path):
+    """NaN is written by Python, pandas and others; a lone surrogate in another value hurts nobody."""
+    lines = [b'{"score": NaN, "text": "one"}', b'{"id": "\\ud800", "text": "two"}', b'{"n": 1e999, "text": "three"}']
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
+    assert read(tmp_path / "x.jsonl") == ["one", "two", "three"]
+
+
 def test_the_line_number_is_of_the_file_in_any_unit(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(jsonl([str(number) for number in range(20)]) + b"{\n")

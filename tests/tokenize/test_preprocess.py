@@ -105,6 +105,24 @@ def test_every_encoder_and_unit_size_gives_the_same_bytes(config, tmp_path):
     assert fast["p.bin"] == expected["p.bin"] and fast["p.idx"] == expected["p.idx"]
 
 
+def test_the_processes_of_the_fast_encoder_do_all_that_threads_do(config, corpus, tmp_path):
+    """Ends, splits, de-duplication, spelled-out control tokens, rows of a table, bad documents: the same files."""
+    pytest.importorskip("gigatoken")
+    write_jsonl(corpus / "d.jsonl", ["</s> and more", "plain", "a <s> b</s>c <unk>"])
+    (corpus / "e.jsonl").write_text('{"text": 5}\n{"text": "fine"}\n')
+    write_as(corpus, ".parquet")
+    config = dataclasses.replace(
+        config, prepend_bos=True, append_eod=True, split="6,3,1", deduplicate=True, skip_bad_documents=True
+    )
+    expected = whole_run(config, tmp_path / "threads")
+    found = whole_run(config, tmp_path / "processes", encoder="fastest", workers=2, unit_mib=SMALL)
+    for files in (expected, found):
+        for name in ("p_train.json", "p_valid.json", "p_test.json"):
+            assert files[name]["corpus"]["bad"] == 1
+            assert files[name]["corpus"].pop("library") == files[name]["settings"].pop("encoder")
+    assert found == expected
+
+
 class TestSplit:
     def test_every_document_is_in_one_split_by_its_text(self, config, corpus):
         preprocess(dataclasses.replace(config, split="6,3,1"))
@@ -264,10 +282,18 @@ class TestRefusals:
             path.write_text("")
         self.refused(config, "an empty corpus cannot be trained on")
 
-    def test_a_bad_line_late_in_the_corpus(self, config, corpus):
+    @pytest.mark.parametrize("encoder", ["reference", "fastest"])
+    def test_a_bad_line_late_in_the_corpus(self, config, corpus, encoder):
+        config = dataclasses.replace(config, encoder=encoder)
         (corpus / "z.jsonl").write_text('{"text": "fine"}\n{"text": \n')
         self.refused(config, r"z\.jsonl line 2: not JSON")
         assert preprocess(dataclasses.replace(config, skip_bad_documents=True)).bad == 1
+
+    def test_the_first_fault_in_the_corpus_is_named(self, config, corpus):
+        """Although the damaged file after it is read before the bad line is parsed."""
+        (corpus / "z.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+        (corpus / "zz.jsonl.gz").write_bytes(b"damaged")
+        self.refused(config, r"z\.jsonl line 2: not JSON")
 
     @pytest.mark.parametrize("shard", ["", "1", "2/2", "-1/2", "a/b", "0/0"])
     def test_shards(self, config, shard):
