@@ -40,7 +40,7 @@ class Recipe:
     flags: dict[str, str | list[str]]
     seeds: list[int]
     vocab_size: int
-    """Of the tokenizer that is trained on the text."""
+    """Of the tokenizer that is trained on the text, or of the task."""
     backcopy: Backcopy | None = None
     """Sequences of this task in place of text."""
     tokenizer_mib: float = 32
