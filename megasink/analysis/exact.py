@@ -52,11 +52,12 @@ def attention_received(query: Tensor, key: Tensor, lse: Tensor, tokens: Tokens, 
     keys, total = widen(key), torch.zeros_like(lse)
     for start in range(0, query.shape[2], _ROWS):
         rows = slice(start, min(start + _ROWS, query.shape[2]))
-        logits = widen(query[:, :, rows]) @ keys[:, :, : rows.stop].transpose(-1, -2) / math.sqrt(query.shape[-1])
+        logits = widen(query[:, :, rows]) @ keys[:, :, : rows.stop].transpose(-1, -2)
         hidden = index[: rows.stop] >= index[rows, None]
         if first_token is not None:
             hidden = hidden | (index[: rows.stop] < first_token[:, None, rows, None])
-        attention = (logits - lse[:, :, rows, None]).masked_fill(hidden, -math.inf).exp()
+        logits.div_(math.sqrt(query.shape[-1])).sub_(lse[:, :, rows, None])  # in place: this is all memory traffic
+        attention = logits.masked_fill_(hidden, -math.inf).exp_()
         total[:, :, : rows.stop] += attention.sum(dim=-2)
     return total / later_queries(tokens, query.shape[0]).clamp(min=1)[:, None]
 
