@@ -32,6 +32,7 @@ setup(
         "transformers>=5.0",
         "tyro>=1.0",
         "wandb>=0.19",
+        "xxhash>=3.4",
         "zstandard>=0.23",
     ],
     extras_require={

@@ -14,6 +14,9 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +71,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "profile.json", (json.dumps(result, indent=1) + "\n").encode())
     print(table(result))
+    for place, times in result["waits_at"].items():
+        print(f"the host waits {times}x at {place}")
 
 
 def profile(own: ProfileConfig, config: RunConfig) -> dict:
@@ -127,6 +132,7 @@ def profile(own: ProfileConfig, config: RunConfig) -> dict:
         for micro_batches in batches:
             step(micro_batches)
         wait()
+    waits = lines_that_wait(lambda: step(batches[0])) if device.type == "cuda" else {}
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
@@ -139,7 +145,19 @@ def profile(own: ProfileConfig, config: RunConfig) -> dict:
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     end_distributed()
     summary = summarise(found, own.steps, statistics.median(times), own.slowest)
-    return {"settings": vars(own), "device": where, "peak_gib": peak} | summary
+    return {"settings": vars(own), "device": where, "peak_gib": peak, "waits_at": waits} | summary
+
+
+def lines_that_wait(step: Callable[[], None]) -> dict[str, int]:
+    """`file:line` of what makes the host wait for the device in a step, as torch warns of it, and how often."""
+    import torch
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        step()
+        torch.cuda.set_sync_debug_mode("default")
+    return dict(Counter(f"{warning.filename}:{warning.lineno}" for warning in caught))
 
 
 if __name__ == "__main__":

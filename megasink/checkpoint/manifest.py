@@ -1,23 +1,34 @@
-"""`manifest.json`, the last file of a checkpoint: name, size and SHA-256 of all others."""
+"""`manifest.json`, the last file of a checkpoint: name, size and XXH3 digest of all others.
+
+The digest finds damage; whoever can change a file can change the manifest too. XXH3 (128 bits) reads 5 GB/s on a core,
+SHA-256 1.5 at best, and a 1.2B checkpoint has 19 GB.
+"""
 
 import hashlib
 import json
 import os
 from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
 
 MANIFEST_FILE = "manifest.json"
-SCHEMA = "megasink.checkpoint/1"
+SCHEMA = "megasink.checkpoint/2"
 
 Entries = dict[str, dict[str, int | str]]
-"""File name -> {"size": bytes, "sha256": hex digits}."""
+"""File name -> {"size": bytes, "xxh3_128": hex digits}."""
 
 
 def describe_file(path: Path) -> dict[str, int | str]:
     """Size and digest of a file that was just written, which is on the disk when this returns."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"size": file.tell(), "sha256": digest}
+        digest = _digest(file)
+        return {"size": file.tell(), "xxh3_128": digest}
+
+
+def _digest(file: BinaryIO) -> str:
+    return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def write_manifest(checkpoint: Path, entries: Entries) -> None:
@@ -44,7 +55,8 @@ def read_entries(checkpoint: Path) -> Entries | None:
     """None without a readable manifest."""
     try:
         stored = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
-        return {str(name): {"size": int(e["size"]), "sha256": str(e["sha256"])} for name, e in stored["files"].items()}
+        files = stored["files"].items()
+        return {str(name): {"size": int(e["size"]), "xxh3_128": str(e["xxh3_128"])} for name, e in files}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -69,9 +81,9 @@ def find_damage(checkpoint: Path, part: int = 0, parts: int = 1) -> str | None:
     for name in sorted(entries)[part::parts]:
         try:
             with open(checkpoint / os.path.basename(name), "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                digest = _digest(file)
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
-        if digest != entries[name]["sha256"]:
-            return f"{name} has changed since it was written (SHA-256 differs)"
+        if digest != entries[name]["xxh3_128"]:
+            return f"{name} has changed since it was written (its digest differs)"
     return None

@@ -169,8 +169,7 @@ class Sums:
                     local[:, sequence, place] = values
                     whole[self.layers, layout.data.rank, m] = local
                 if layout.tensor.rank == 0 and layout.pipeline.rank == 0:
-                    # a number of the host's would be copied, and waited for
-                    present[0, layout.data.rank, m, sequence, place] = present.new_ones(())
+                    present[0, layout.data.rank, m, sequence, place] = 1.0
             arrays[name] = whole
             arrays["document_present"] = present
         return arrays
