@@ -16,6 +16,7 @@ import numpy as np
 
 from megasink.errors import UserError
 from megasink.tokenize.blocks import BadDocument, Block, EncodedBlock, Form, split
+from megasink.tokenize.control import with_rare_names
 from megasink.tokenize.messages import receive, send, send_ids, send_texts
 from megasink.tokenize.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Tokenizer
 
@@ -39,7 +40,7 @@ class GigatokenTokenizer:
     A call keeps one of them busy, so that many calls should be made at once (`num_calls`).
 
     gigatoken reads control tokens spelled out in text as control tokens; the documents that hold one are left to the
-    reference, so that they stay text.
+    reference, so that they stay text. In a SentencePiece model they are renamed first: `<s>` is frequent in HTML.
 
     They start meanwhile: call `wait_until_ready` before anything else.
     """
@@ -76,9 +77,12 @@ class GigatokenTokenizer:
         )
         for descriptor in (descriptor for pair in theirs for descriptor in pair):
             os.close(descriptor)
-        kind = b"sentencepiece" if isinstance(reference, SentencePieceTokenizer) else b"tokenizer.json"
+        kind, content, control_tokens = b"tokenizer.json", reference.content, reference.control_tokens
+        if isinstance(reference, SentencePieceTokenizer):
+            kind = b"sentencepiece"
+            content, control_tokens = with_rare_names(content, control_tokens)
         with contextlib.suppress(OSError):  # it ended at once: `wait_until_ready` says so
-            send(self._process.stdin, kind, reference.content, json.dumps(reference.control_tokens).encode())
+            send(self._process.stdin, kind, content, json.dumps(control_tokens).encode())
 
     def wait_until_ready(self) -> None:
         """Raises NotUsable where gigatoken is missing or does not take the vocabulary; then the processes are gone."""

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megasink.errors import UserError
+from megasink.tokenize.control import with_rare_names
 from megasink.tokenize.fast import fastest
 from megasink.tokenize.tokenizers import load_tokenizer
 
@@ -94,7 +95,7 @@ class TestGigatoken:
     """Used only where it gives the reference's ids."""
 
     @settings(max_examples=100, deadline=None)
-    @given(texts=st.lists(st.text(max_size=60) | st.text("ab </s>|<begnd\n▁", max_size=60), max_size=7))
+    @given(texts=st.lists(st.text(max_size=60) | st.text("ab </s>|<begnd\n▁\ue001", max_size=60), max_size=7))
     def test_ids_equal_the_reference(self, fast_pair, texts):
         reference, fast = fast_pair
         rows = zip(reference.encode_batch(texts), fast.encode_batch(texts), strict=True)
@@ -128,6 +129,18 @@ class TestGigatoken:
                 for _ in range(2):
                     fast.encode_batch(["a", "b", "c"])
             fast.close()
+
+    def test_rare_names_change_nothing_but_names(self, sentencepiece_model):
+        """What gigatoken reads is the same model, in which no control token can be spelled out by accident."""
+        sentencepiece = pytest.importorskip("sentencepiece")
+        reference = load_tokenizer(sentencepiece_model)
+        content, names = with_rare_names(reference.content, reference.control_tokens)
+        old, new = (sentencepiece.SentencePieceProcessor(model_proto=model) for model in (reference.content, content))
+        pieces = [[model.id_to_piece(number) for number in range(len(model))] for model in (old, new)]
+        renamed = dict(zip(reference.control_tokens, names, strict=True))
+        assert "<s>" in renamed and not set(pieces[0]) & set(names)
+        assert [renamed.get(piece, piece) for piece in pieces[0]] == pieces[1]
+        assert [old.encode(text) for text in TEXTS] == [new.encode(text) for text in TEXTS]
 
     def test_a_vocabulary_it_does_not_take(self, tmp_path):
         pytest.importorskip("gigatoken")
