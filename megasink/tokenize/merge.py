@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,25 @@ from megasink.tokenize.parts import DIGEST_BASE, DIGEST_PRIME, Counts, hashes_pa
 _COPY_TOKENS = 2 << 20  # copied at once
 
 
-def merge_split(
-    folder: Path, units: int, split: str, vocab_size: int, deduplicate: bool
-) -> tuple[IndexedDatasetWriter, int]:
-    """Join one split's parts in order into `folder`/merged.<split>; (its writer, documents dropped as duplicates).
+@dataclass(frozen=True)
+class Merged:
+    """A split's pair in the folder of parts; `dropped` are documents left out as duplicates."""
+
+    prefix: Path
+    documents: int
+    tokens: int
+    dropped: int = 0
+
+
+def merge_split(folder: Path, units: int, split: str, vocab_size: int, deduplicate: bool) -> Merged:
+    """Join one split's parts in order into `folder`/merged.<split>.
 
     With `deduplicate` the first of equal documents stays, wherever in the corpus the others are.
     """
     prefix = folder / f"merged.{split}"
+    if units == 1 and not deduplicate and _linked(part_prefix(folder, 0, split), prefix):
+        part = IndexedDataset(prefix)
+        return Merged(prefix, len(part), part.num_tokens)
     first_seen = _first_seen(folder, units, split) if deduplicate else None
     dropped = done = 0
     with IndexedDatasetWriter(prefix, vocab_size) as writer:
@@ -34,7 +46,7 @@ def merge_split(
                 dropped += int(len(keep) - keep.sum())
             for tokens, lengths in _copies(part, keep):
                 writer.add_documents(tokens, lengths)
-    return writer, dropped
+    return Merged(prefix, writer.num_documents, writer.num_tokens, dropped)
 
 
 def publish(merged: Path, prefix: str, manifest: Manifest) -> None:
@@ -57,6 +69,17 @@ def input_digest(parts: list[Counts]) -> str:
         shift = pow(DIGEST_BASE, sum(counts.documents.values()), DIGEST_PRIME)
         digest = (digest * shift + int(counts.digest, 16)) % DIGEST_PRIME
     return f"{digest:032x}"
+
+
+def _linked(part: Path, prefix: Path) -> bool:
+    """Give the only part a second name instead of a copy; False where the file system has no such thing."""
+    try:
+        for path_of in (bin_path, idx_path):
+            path_of(prefix).unlink(missing_ok=True)
+            os.link(path_of(part), path_of(prefix))
+    except OSError:
+        return False
+    return True
 
 
 def _copies(part: IndexedDataset, keep: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:

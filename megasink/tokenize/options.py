@@ -47,8 +47,9 @@ class PreprocessConfig:
     """Join what the --shard jobs made; give the same other flags."""
     resume: bool = False
     """Go on after a kill: finished units in <prefix>.parts are kept."""
-    unit_mib: float = 64
-    """Input per unit of work, in MiB. Does not change the result."""
+    unit_mib: float = 256
+    """Input per unit of work, in MiB: the most that a kill costs. Does not change the result; a corpus of one unit
+    needs no merging."""
 
     def deciding(self) -> dict[str, object]:
         """The flags that decide the tokens and the units; a run is resumed with the same ones."""
@@ -64,7 +65,7 @@ class PreprocessConfig:
         if self.workers < 1:
             raise UserError(f"--workers {self.workers}: must be at least 1")
         if self.unit_mib * 2**20 < 1:
-            raise UserError(f"--unit-mib {self.unit_mib}: too small; 64 is usual")
+            raise UserError(f"--unit-mib {self.unit_mib}: too small; 256 is usual")
         if self.split is not None:
             parse_split(self.split)
         if self.shard is None:

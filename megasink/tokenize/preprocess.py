@@ -10,7 +10,7 @@ import numpy as np
 
 from megasink.data.build import SPLITS, parse_split
 from megasink.data.indexed import idx_path
-from megasink.data.manifest import SCHEMA, Manifest, manifest_path, read_manifest
+from megasink.data.manifest import SCHEMA, Manifest, read_manifest
 from megasink.errors import UserError
 from megasink.tokenize.blocks import Form
 from megasink.tokenize.documents import Reader, Segment
@@ -21,7 +21,7 @@ from megasink.tokenize.parts import Counts, Encoder, read_part, write_part
 from megasink.tokenize.pipeline import encoded_units
 from megasink.tokenize.plan import Plan, cut, describe
 from megasink.tokenize.progress import Progress
-from megasink.tokenize.sources import SourceFile, find_sources
+from megasink.tokenize.sources import SourceFile, find_sources, protect_inputs
 from megasink.tokenize.summary import Summary
 from megasink.tokenize.tokenizers import Tokenizer, load_tokenizer
 from megasink.tokenize.workspace import Workspace
@@ -40,7 +40,8 @@ def preprocess(config: PreprocessConfig) -> Summary:
     index, count = config.job()
     reader = Reader(config.json_key, config.skip_bad_documents)
     sources, units = _corpus(config, reader)
-    _protect_inputs(config, sources)
+    splits = ("all",) if config.split is None else SPLITS
+    protect_inputs(sources, config.output_prefix, [_prefix(config, split) for split in splits])
     reference = load_tokenizer(config.tokenizer, config.workers)
     tokenizer = _choose_library(config, reference, reader, units)
     try:
@@ -129,13 +130,12 @@ def _merge(config: PreprocessConfig, plan: Plan, workspace: Workspace, encoder: 
         )
     merged = {}
     for split in encoder.splits:
-        writer, dropped = merge_split(folder, len(parts), split, encoder.tokenizer.vocab_size, config.deduplicate)
-        summary.outputs[_prefix(config, split)] = (writer.num_documents, writer.num_tokens)
-        summary.duplicates += dropped
-        merged[split] = writer.prefix
-    for split, prefix in merged.items():
+        merged[split] = merge_split(folder, len(parts), split, encoder.tokenizer.vocab_size, config.deduplicate)
+        summary.outputs[_prefix(config, split)] = (merged[split].documents, merged[split].tokens)
+        summary.duplicates += merged[split].dropped
+    for split, pair in merged.items():
         final = _prefix(config, split)
-        publish(Path(prefix), final, _manifest(config, plan, encoder, summary, final, parts))
+        publish(pair.prefix, final, _manifest(config, plan, encoder, summary, final, parts))
     workspace.remove()
 
 
@@ -151,19 +151,6 @@ def _corpus(config: PreprocessConfig, reader: Reader) -> tuple[list[SourceFile],
     reader.hub = open_hub_dataset(config.hf_dataset, config.hf_config, config.hf_split)
     source = SourceFile(config.hf_dataset, "hub", "none", 0)
     return [source], [[Segment(source, shard, shard)] for shard in range(reader.hub.num_shards)]
-
-
-def _protect_inputs(config: PreprocessConfig, sources: list[SourceFile]) -> None:
-    """Nothing that is not ours is overwritten: corpus.json as input and corpus as prefix would do that."""
-    if config.output_prefix.endswith("/") or not config.output_prefix:
-        raise UserError(f"--output-prefix {config.output_prefix}: end it with a name, for example data/train")
-    for split in ("all",) if config.split is None else SPLITS:
-        path = manifest_path(_prefix(config, split))
-        if path.exists() and read_manifest(_prefix(config, split)) is None:
-            raise UserError(f"{path} is in the way (the manifest goes there); choose another --output-prefix")
-        outputs = {f"{_prefix(config, split)}{suffix}" for suffix in (".bin", ".idx")}
-        if clash := [source.path for source in sources if source.path in outputs]:
-            raise UserError(f"--output-prefix {config.output_prefix} would overwrite the input {clash[0]}")
 
 
 def _choose_library(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from megasink.data.manifest import manifest_path, read_manifest
 from megasink.errors import UserError
 
 FORMATS = {
@@ -57,6 +58,24 @@ def find_sources(inputs: tuple[str, ...]) -> list[SourceFile]:
             sources.append(SourceFile(path, form, compression, status.st_size))
     _refuse_twins(sources)
     return sources
+
+
+def protect_inputs(sources: list[SourceFile], output_prefix: str, prefixes: list[str]) -> None:
+    """Nothing that is not ours is overwritten: corpus.json as input and corpus as prefix would do that.
+
+    Raises:
+        UserError: `output_prefix` is no name, or one of the outputs `prefixes` is in the way of something.
+    """
+    if output_prefix.endswith("/") or not output_prefix:
+        raise UserError(f"--output-prefix {output_prefix}: end it with a name, for example data/train")
+    for prefix in prefixes:
+        if manifest_path(prefix).exists() and read_manifest(prefix) is None:
+            raise UserError(
+                f"{manifest_path(prefix)} is in the way (the manifest goes there); choose another --output-prefix"
+            )
+        outputs = {f"{prefix}{suffix}" for suffix in (".bin", ".idx")}
+        if clash := [source.path for source in sources if source.path in outputs]:
+            raise UserError(f"--output-prefix {output_prefix} would overwrite the input {clash[0]}")
 
 
 def classify(path: str) -> tuple[str, str]:
