@@ -1,9 +1,11 @@
 """Text to shards: the right tokens, the same bytes however the work was divided or interrupted."""
 
 import dataclasses
+import errno
 import fcntl
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -103,6 +105,17 @@ def test_every_encoder_and_unit_size_gives_the_same_bytes(config, tmp_path):
     assert whole_run(config, tmp_path / "cut", unit_mib=SMALL) == expected
     fast = whole_run(config, tmp_path / "fast", encoder="fastest", workers=3)
     assert fast["p.bin"] == expected["p.bin"] and fast["p.idx"] == expected["p.idx"]
+
+
+def test_a_file_system_without_hard_links(config, tmp_path, monkeypatch):
+    """One unit is published by a second name for its files, and by a copy where there is no such thing."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    linked = whole_run(config, tmp_path / "linked")
+    monkeypatch.setattr(os, "link", refuse)
+    assert whole_run(config, tmp_path / "copied") == linked
 
 
 def test_the_processes_of_the_fast_encoder_do_all_that_threads_do(config, corpus, tmp_path):
