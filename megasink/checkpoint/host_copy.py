@@ -1,6 +1,7 @@
 """Copies of tensors in host memory, made without waiting for each other."""
 
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 import torch
@@ -8,7 +9,10 @@ from torch import Tensor
 
 
 def to_host(value: Any) -> Any:
-    """Nested dicts, lists and tuples with a CPU copy of every tensor (pinned, still arriving, if it is on a GPU)."""
+    """Nested dicts, lists and tuples with a CPU copy of every tensor (pinned, still arriving, if it is on a GPU).
+
+    A member of an enumeration becomes its value: Python 3.11.2 pickles it as a call of getattr, which is not data.
+    """
     if isinstance(value, Tensor):
         source = value.detach()
         if source.is_cuda:
@@ -20,7 +24,7 @@ def to_host(value: Any) -> Any:
         return type(value)(*map(to_host, value))
     if isinstance(value, (list, tuple)):
         return type(value)(map(to_host, value))
-    return value
+    return value.value if isinstance(value, Enum) else value
 
 
 def finish_host_copies() -> None:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import torch
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 # what DeepSpeed stores beside tensors and plain containers
-_DATA_CLASSES = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+_DATA_CLASSES = [DynamicLossScaler, LossScaler, fragment_address]
 _VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
