@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from megasink.tokenize.options import PreprocessConfig
+
 LINES = [
     f"{who} {what} the {thing}, and {who.lower()} said: 'don't {what}!' (No. {number})"
     for number, (who, what, thing) in enumerate(
@@ -75,3 +77,15 @@ def corpus(tmp_path) -> Path:
 def write_jsonl(path: Path, texts: list[str]) -> Path:
     path.write_text("".join(json.dumps({"n": n, "text": text}) + "\n" for n, text in enumerate(texts)))
     return path
+
+
+@pytest.fixture
+def config(corpus, tmp_path, sentencepiece_model) -> PreprocessConfig:
+    (tmp_path / "out").mkdir()
+    return PreprocessConfig(
+        output_prefix=str(tmp_path / "out" / "p"),
+        tokenizer=sentencepiece_model,
+        input=(str(corpus),),
+        workers=1,
+        encoder="reference",
+    )
