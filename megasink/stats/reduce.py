@@ -169,7 +169,8 @@ class Sums:
                     local[:, sequence, place] = values
                     whole[self.layers, layout.data.rank, m] = local
                 if layout.tensor.rank == 0 and layout.pipeline.rank == 0:
-                    present[0, layout.data.rank, m, sequence, place] = 1.0
+                    # a Python number in place of the tensor would wait for the device
+                    present[0, layout.data.rank, m, sequence, place] = values.new_ones(len(sequence))
             arrays[name] = whole
             arrays["document_present"] = present
         return arrays

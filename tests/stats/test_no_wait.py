@@ -1,7 +1,8 @@
 """Recording and reducing statistics never makes the host wait for the device.
 
 On the meta device no value can be read: what a GPU's host would wait for is an error there. A tensor of the host that
-is copied to the device (which waits as well) shows as an operator that is given it.
+is copied to the device (which waits as well) shows as an operator that is given it. So does a number assigned to
+indexed places: on a GPU it is made a tensor of the host first.
 """
 
 import pytest
@@ -19,7 +20,7 @@ CONFIG = ModelConfig(
 
 
 class HostTensors(TorchDispatchMode):
-    """Remembers operators that are given a tensor of the host."""
+    """Remembers operators that are given a tensor or a number of the host to copy."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +29,7 @@ class HostTensors(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         devices = set()
         torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: devices.add(tensor.device.type), (args, kwargs))
-        if "cpu" in devices:
+        if "cpu" in devices or (function is torch.ops.aten.index_put_.default and args[2].dim() == 0):
             self.found.append(str(function))
         return function(*args, **(kwargs or {}))
 
