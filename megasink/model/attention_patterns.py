@@ -105,22 +105,22 @@ def row_statistics(
 
     Walks over the queries in groups; the logits of one group at a time exist.
     """
-    keys = widen(key)
+    queries, keys = widen(query) / math.sqrt(query.shape[-1]), widen(key)
     index = torch.arange(query.shape[2], device=query.device)
     parts = []
     for start in range(0, query.shape[2], _ROWS):
         rows = slice(start, min(start + _ROWS, query.shape[2]))
-        logits = widen(query[:, :, rows]) @ keys[:, :, : rows.stop].transpose(-1, -2) / math.sqrt(query.shape[-1])
-        hidden = index[: rows.stop] > index[rows, None]
-        if first_token is not None:
-            first = first_token[:, None, rows]
-            hidden = hidden | (index[: rows.stop] < first[..., None])
-            to_first = logits.gather(-1, first[..., None].expand(*logits.shape[:-1], 1)).squeeze(-1)
+        # changed in place: each pass over the logits costs as much as another
+        logits = queries[:, :, rows] @ keys[:, :, : rows.stop].transpose(-1, -2)
+        if first_token is None:
+            to_first = logits[..., 0].clone()
         else:
-            to_first = logits[..., 0]
-        logits = logits.masked_fill(hidden, -math.inf)
+            first = first_token[:, None, rows]
+            to_first = logits.gather(-1, first[..., None].expand(*logits.shape[:-1], 1)).squeeze(-1)
+            logits.masked_fill_(index[: rows.stop] < first[..., None], -math.inf)
+        logits[..., start:].masked_fill_(index[rows] > index[rows, None], -math.inf)
         largest = logits.amax(dim=-1)
-        entropy = torch.special.entr((logits - lse[:, :, rows, None]).exp()).sum(dim=-1)
+        entropy = torch.special.entr(logits.sub_(lse[:, :, rows, None]).exp_()).sum(dim=-1)
         parts.append((entropy, largest, to_first >= largest))
     return tuple(torch.cat(column, dim=-1) for column in zip(*parts, strict=True))
 
