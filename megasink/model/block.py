@@ -75,9 +75,12 @@ class Block(nn.Module):
 
     def prepare(self, recompute: Recomputation = "none", compile: bool = False) -> None:
         """Choose what is kept for the backward pass, and compile the arithmetic; taps and tables stay outside."""
-        self.run = recomputed(self.transform, recompute)
-        if compile:
-            self.run = torch.compile(self.run)
+        if recompute == "full":
+            # outside of what is compiled: inside, torch 2.11 keeps the matrix products on a GPU
+            self.run = recomputed(torch.compile(self.transform) if compile else self.transform, "full")
+        else:
+            run = recomputed(self.transform, recompute)
+            self.run = torch.compile(run) if compile else run
 
     def transform(
         self,

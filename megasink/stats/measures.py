@@ -150,9 +150,12 @@ def input_norm_edges() -> Tensor:
 
 
 def input_norm_sums(values: Tensor, norms: Tensor) -> Tensor:
-    """Sums of each layer's values by the bin of the norm: both [L, ...] -> float64 [L, INPUT_NORM_BINS]."""
+    """Sums of each layer's values by the bin of the norm: both [L, ...] -> float64 [L, INPUT_NORM_BINS].
+
+    A norm that is NaN counts in the lowest bin: as an index it would end the run, which skips such a step.
+    """
     bins = ((norms.double().log2() - _INPUT_NORM_LOWEST) * _INPUT_NORM_BINS_PER_OCTAVE).floor()
-    bins = bins.clamp(0, INPUT_NORM_BINS - 1).long().flatten(1)
+    bins = bins.nan_to_num(nan=0.0).clamp(0, INPUT_NORM_BINS - 1).long().flatten(1)
     sums = torch.zeros(len(values), INPUT_NORM_BINS, dtype=torch.float64, device=values.device)
     return sums.scatter_add(1, bins, values.double().flatten(1))
 
