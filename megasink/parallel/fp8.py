@@ -1,9 +1,11 @@
 """Matrix products of linear layers in fp8 (arXiv 2209.05433), each tensor with one scale taken from it in the step.
 
 Inputs and weights are e4m3, which has the finer steps. Gradients of outputs are e5m2 (`hybrid`), whose 2^32 from the
-least to the largest number hold the gradients of all positions under one scale; or e4m3 too, with 2^18. Scales are powers of two. Multiplying with them is exact, and within a
-format's normal range a value then rounds to the same eight bits whatever the scale: shares of a tensor that are scaled
-apart (tensor-parallel ranks, micro-batches) differ only in values some 2^13 (e5m2: 2^28) below their largest.
+least to the largest number hold the gradients of all positions under one scale; or e4m3 too, with 2^18.
+
+Scales are powers of two. Multiplying with them is exact, and within a format's normal range a value then rounds to the
+same eight bits whatever the scale: shares of a tensor that are scaled apart (tensor-parallel ranks, micro-batches)
+differ only in values some 2^13 (e5m2: 2^28) below their largest.
 
 A GPU multiplies fp8 only with both operands contiguous along the summed dimension, so each tensor is cast twice, as it
 is and transposed. Compiled, its largest value is one pass over it and both casts are at best another.
@@ -69,7 +71,7 @@ def _scales(largest: Tensor, exponent: int) -> tuple[Tensor, Tensor]:
     return scale, torch.where(found == 255, torch.nan, inverse)
 
 
-def _product(left: Tensor, left_scale: Tensor, right: Tensor, right_scale: Tensor, out: torch.dtype, fast: bool):
+def scaled_product(left: Tensor, left_scale: Tensor, right: Tensor, right_scale: Tensor, out: torch.dtype, fast: bool):
     """left right^T of [M, K] and [N, K], both contiguous. `fast` sums with fewer bits, as is usual in forward passes
     alone."""
     return torch._scaled_mm(
@@ -87,7 +89,7 @@ class _Fp8Linear(torch.autograd.Function):
         ctx.save_for_backward(states, states_scale, joined)
         ctx.gradient_format = gradient_format
         ctx.rows = [each.shape[0] for each in weights]
-        product = _product(states, states_scale, weight, weight_scale, hidden_states.dtype, fast=True)
+        product = scaled_product(states, states_scale, weight, weight_scale, hidden_states.dtype, fast=True)
         return product.unflatten(0, hidden_states.shape[:-1])
 
     @staticmethod
@@ -97,6 +99,6 @@ class _Fp8Linear(torch.autograd.Function):
         upstream, upstream_scale = quantise(gradient.flatten(0, -2), ctx.gradient_format)
         transposed = [each.t().contiguous() for each in (states, weight, upstream)]
         kinds = {"out": gradient.dtype, "fast": False}
-        states_gradient = _product(upstream, upstream_scale, transposed[1], weight_scale, **kinds)
-        weight_gradient = _product(transposed[2], upstream_scale, transposed[0], states_scale, **kinds)
+        states_gradient = scaled_product(upstream, upstream_scale, transposed[1], weight_scale, **kinds)
+        weight_gradient = scaled_product(transposed[2], upstream_scale, transposed[0], states_scale, **kinds)
         return states_gradient.unflatten(0, gradient.shape[:-1]), None, None, *weight_gradient.split(ctx.rows)
