@@ -17,7 +17,7 @@ _BY_KERNEL = [
     ("communication", _COMMUNICATION),
     ("attention", ("flash", "fmha", "sdpa", "cudnn_generated", "attention", "flex")),
     ("matmul", ("gemm", "nvjet", "cutlass", "cublas", "splitk", "triton_tem")),
-    ("fp8 casts", ("abs_amax", "bitwise_right_shift")),  # before the other amax
+    ("fp8 casts", ("abs_amax", "_rshift_")),  # with what they are fused into
     ("cross entropy", ("cross_entropy", "logsumexp", "nll", "softmax", "amax", "masked_fill", "scatter")),
     ("optimizer", ("adam", "multi_tensor", "lpnorm", "clip")),
     ("v-scale", ("vscale", "v_scale", "_exp_")),
