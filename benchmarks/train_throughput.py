@@ -31,6 +31,7 @@ CASES = ("floor", "bare", *OURS, *PEERS)
 NEEDS = {
     "megasink": ("deepspeed",),
     "megasink-plain": ("deepspeed",),
+    "megasink-fp8": ("deepspeed",),
     "transformers": ("transformers",),
     "liger": ("transformers", "liger-kernel"),
     "liger-compiled": ("transformers", "liger-kernel"),
@@ -46,7 +47,8 @@ class ThroughputConfig:
     """What is measured. Lists are separated by commas."""
 
     cases: str = "floor,bare,megasink,transformers,liger,torchtitan,megatron"
-    """Of floor, bare, megasink, megasink-plain, transformers, liger, liger-compiled, torchtitan, megatron."""
+    """Of floor, bare, megasink, megasink-plain, megasink-fp8, transformers, liger, liger-compiled, torchtitan or
+    megatron."""
     shape: str = "1b"
     """Of tiny, 0.1b, 0.3b, 1b, 7b-cut."""
     micro_batch_size: int = 8

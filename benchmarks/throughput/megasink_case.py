@@ -1,6 +1,7 @@
 """megasink through its training command, data loader and run folder included.
 
 `megasink`: V-scale on, light sink statistics gathered in every step. `megasink-plain`: neither.
+`megasink-fp8`: megasink with --fp8 hybrid; its MFU counts against the bf16 peak as everywhere.
 """
 
 import json
@@ -16,9 +17,11 @@ import numpy as np
 from megasink.data.indexed import IndexedDatasetWriter
 from throughput.work import Work, result
 
+_ON = ("--v-scale", "on", "--sink-stats", "light", "--sink-stats-interval", "1")
 FEATURES = {
-    "megasink": ("--v-scale", "on", "--sink-stats", "light", "--sink-stats-interval", "1"),
+    "megasink": _ON,
     "megasink-plain": ("--v-scale", "off", "--sink-stats", "off"),
+    "megasink-fp8": (*_ON, "--fp8", "hybrid"),
 }
 
 

@@ -3,7 +3,7 @@
 from megasink.train.flops import PEAK_FLOPS
 from throughput.shapes import Shape
 
-OURS = ("megasink", "megasink-plain")
+OURS = ("megasink", "megasink-plain", "megasink-fp8")
 PEERS = ("transformers", "liger", "liger-compiled", "torchtitan", "megatron")
 POINT = ("shape", "seq_length", "micro_batch_size", "accumulate")
 

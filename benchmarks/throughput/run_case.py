@@ -14,6 +14,7 @@ MODULES = {
     "bare": "bare",
     "megasink": "megasink_case",
     "megasink-plain": "megasink_case",
+    "megasink-fp8": "megasink_case",
     "transformers": "transformers_case",
     "liger": "liger_case",
     "liger-compiled": "liger_case",

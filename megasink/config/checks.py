@@ -14,6 +14,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
     refused = refusal(config)
     _require(refused is None, refused or "")
     _check_batch(config.training, config.parallel, world_size)
+    _check_fp8(config)
     _check_schedule(config.optimizer, config.training)
     _check_statistics(config.sink_stats, config.model)
     _require(
@@ -128,6 +129,32 @@ def _check_batch(training: TrainingConfig, parallel: ParallelConfig, world_size:
         f"--global-batch-size {training.global_batch_size} is not a multiple of --micro-batch-size "
         f"{training.micro_batch_size} x {data} data-parallel ranks; use a multiple of {per_pass}",
     )
+
+
+def _check_fp8(config: RunConfig) -> None:
+    model, parallel, training = config.model, config.parallel, config.training
+    if training.fp8 == "off":
+        return
+    _require(
+        training.precision == "bf16",
+        f"--fp8 {training.fp8} multiplies what bf16 training holds; give --precision bf16, or --fp8 off",
+    )
+    ranks = parallel.tensor_model_parallel_size
+    sizes = {
+        f"--hidden-size {model.hidden_size}": model.hidden_size,
+        f"--ffn-hidden-size {model.ffn_hidden_size} over {ranks} ranks": model.ffn_hidden_size // ranks,
+        f"query heads x --head-dim over {ranks} ranks": model.num_attention_heads // ranks * model.kv_channels,
+        f"key-value heads x --head-dim over {ranks} ranks": max(1, model.num_key_value_heads // ranks)
+        * model.kv_channels,
+        f"--micro-batch-size {training.micro_batch_size} x --seq-length {model.seq_length} over "
+        f"{parallel.context_parallel_size} ranks": training.micro_batch_size
+        * (model.seq_length // parallel.context_parallel_size),
+    }
+    for name, size in sizes.items():
+        _require(
+            size % 16 == 0,
+            f"--fp8 {training.fp8}: {name} is {size}, no multiple of 16 as its products need; change it, or --fp8 off",
+        )
 
 
 def _check_schedule(optimizer: OptimizerConfig, training: TrainingConfig) -> None:

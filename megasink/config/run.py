@@ -150,6 +150,8 @@ class TrainingConfig:
     """Samples per optimizer step over all ranks."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 keeps fp32 master weights and accumulates gradients in fp32."""
+    fp8: Literal["off", "hybrid", "e4m3"] = "off"
+    """Products of the blocks' linear layers in fp8, beside bf16: e4m3, gradients e5m2 (hybrid) or e4m3 as well."""
     seed: int = 1234
     """Seed of initial weights and data order."""
     compile: bool = True
@@ -166,6 +168,11 @@ class TrainingConfig:
     """A rank that makes no progress for so long reports what all ranks are doing and ends the job; 0: never."""
     distributed_timeout_in_mins: float = 30.0
     """A collective operation that takes longer fails."""
+
+    @property
+    def arithmetic(self) -> str:
+        """In words, for people."""
+        return self.precision if self.fp8 == "off" else f"{self.precision} with fp8 products ({self.fp8})"
 
 
 @dataclass

@@ -12,6 +12,8 @@ from megasink.model.norm import RMSNorm
 from megasink.model.recompute import Recomputation, recomputed
 from megasink.model.rope import rotary_tables
 from megasink.model.taps import BlockTaps, sum_of_squares, tap_gradient, tap_value
+from megasink.parallel.fp8 import GRADIENT_FORMATS, Fp8
+from megasink.parallel.layers import ParallelLinear
 from megasink.parallel.layout import Axis, ParallelLayout
 from megasink.parallel.shard import normal_
 
@@ -73,8 +75,12 @@ class Block(nn.Module):
         weights = self.self_attn.joined_weight(), self.mlp.joined_weight()
         return join_states(self.run(hidden_states, cos, sin, boundaries, taps, weights), document_ids)
 
-    def prepare(self, recompute: Recomputation = "none", compile: bool = False) -> None:
-        """Choose what is kept for the backward pass, and compile the arithmetic; taps and tables stay outside."""
+    def prepare(self, recompute: Recomputation = "none", compile: bool = False, fp8: Fp8 = "off") -> None:
+        """Choose what is kept for the backward pass and how linear layers multiply, and compile the arithmetic; taps
+        and tables stay outside."""
+        for module in self.modules():
+            if isinstance(module, ParallelLinear):
+                module.fp8 = GRADIENT_FORMATS[fp8]
         if recompute == "full":
             # outside of what is compiled: inside, torch 2.11 keeps the matrix products on a GPU
             self.run = recomputed(torch.compile(self.transform) if compile else self.transform, "full")

@@ -14,8 +14,16 @@ from megasink.parallel.collectives import (
     reduce_from_tensor_parallel,
     reduce_scatter_sequence,
 )
+from megasink.parallel.fp8 import fp8_linear
 from megasink.parallel.layout import ParallelLayout
 from megasink.parallel.shard import sharded_parameter
+
+
+class ParallelLinear(nn.Module):
+    """A linear layer split over tensor-parallel ranks."""
+
+    fp8: torch.dtype | None = None
+    """Format of its output's gradient where its products are fp8 (megasink.parallel.fp8)."""
 
 
 def enter_tensor_parallel(hidden_states: Tensor, layout: ParallelLayout) -> Tensor:
@@ -32,7 +40,7 @@ def leave_tensor_parallel(partial: Tensor, layout: ParallelLayout) -> Tensor:
     return reduce_from_tensor_parallel(partial, layout.tensor)
 
 
-class ColumnParallelLinear(nn.Module):
+class ColumnParallelLinear(ParallelLinear):
     """y = x W^T with W `[out, in]` split by rows of W: each rank computes its share of the outputs.
 
     `replicated` keeps the whole weight on every rank (key-value heads fewer than ranks); each rank then uses only
@@ -62,7 +70,7 @@ class ColumnParallelLinear(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, T, in] inside the tensor-parallel region -> [B, T, out / ranks]."""
-        return F.linear(hidden_states, self.local_weight())
+        return _linear(hidden_states, self.local_weight(), self.fp8)
 
 
 def fused_column_parallel(
@@ -73,6 +81,8 @@ def fused_column_parallel(
     `joined` is what `joined_weight` says of the layers; without it their weights are copied together.
     """
     weights = [layer.local_weight() for layer in layers]
+    if layers[0].fp8 is not None:
+        return fp8_linear(hidden_states, weights, layers[0].fp8, joined)
     if joined is None:
         return F.linear(hidden_states, torch.cat(weights))
     return _JoinedLinear.apply(hidden_states, joined, *weights)
@@ -109,7 +119,7 @@ class _JoinedLinear(torch.autograd.Function):
         return gradient @ joined, None, *weight_gradient.split(ctx.rows)
 
 
-class RowParallelLinear(nn.Module):
+class RowParallelLinear(ParallelLinear):
     """y = x W^T with W `[out, in]` split by columns of W: the ranks' partial products are summed."""
 
     def __init__(self, in_features: int, out_features: int, layout: ParallelLayout):
@@ -119,7 +129,11 @@ class RowParallelLinear(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, T, in / ranks] -> [B, T (or its local share), out]."""
-        return leave_tensor_parallel(F.linear(hidden_states, self.weight), self.layout)
+        return leave_tensor_parallel(_linear(hidden_states, self.weight, self.fp8), self.layout)
+
+
+def _linear(hidden_states: Tensor, weight: Tensor, fp8: torch.dtype | None) -> Tensor:
+    return F.linear(hidden_states, weight) if fp8 is None else fp8_linear(hidden_states, [weight], fp8)
 
 
 class VocabParallelEmbedding(nn.Module):

@@ -6,7 +6,7 @@ from megasink.errors import UserError
 from megasink.study.study_file import Study, flat
 
 _MAY_CHANGE = {"train_iters", "vocab_size", "micro_batch_size", "compile", "tokenizer"}
-_TRAINING = {"global_batch_size", "precision", "seed"}
+_TRAINING = {"global_batch_size", "precision", "fp8", "seed"}
 
 
 def check_same_settings(study: Study) -> None:

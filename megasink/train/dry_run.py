@@ -91,7 +91,7 @@ def _settings(config: RunConfig, replicas: int) -> Finding:
     micro_batches = training.global_batch_size // (training.micro_batch_size * data)
     return Finding(
         f"TP {parallel.tensor_model_parallel_size} x PP {parallel.pipeline_model_parallel_size} x CP "
-        f"{parallel.context_parallel_size} x DP {data}, ZeRO-{parallel.zero_stage}, {training.precision}; "
+        f"{parallel.context_parallel_size} x DP {data}, ZeRO-{parallel.zero_stage}, {training.arithmetic}; "
         f"{micro_batches} micro-batches of {training.micro_batch_size} x {config.model.seq_length} tokens a step"
     )
 

@@ -15,6 +15,7 @@ from megasink.checkpoint.weights import load_weights
 from megasink.config import RunConfig
 from megasink.config.deepspeed import deepspeed_config
 from megasink.model.llama import FinalNorm, Layer, Llama, blocks_of, llama_layers, stage_blocks, token_losses
+from megasink.parallel.fp8 import check_fp8_device
 from megasink.parallel.layout import ParallelLayout
 from megasink.parallel.pipeline import layer_bounds
 from megasink.train.bf16_step import fuse
@@ -47,6 +48,8 @@ class TrainEngine:
         self.config = config
         self.layout = layout
         self.device = device
+        if config.training.fp8 != "off":
+            check_fp8_device(device)
         self.pipelined = config.parallel.zero_stage <= 1
         self.compiles = config.training.compile and device.type == "cuda"
         topology = PipeModelDataParallelTopology(layout.pipeline.size, layout.tensor.size, layout.replica.size)
@@ -55,7 +58,7 @@ class TrainEngine:
             if initial_weights is not None:
                 load_weights(self.model, config.model, initial_weights)
             for block in blocks_of(self.model):
-                block.prepare(config.parallel.recompute, self.compiles)
+                block.prepare(config.parallel.recompute, self.compiles, config.training.fp8)
             for module in self.model.modules():
                 if self.compiles and isinstance(module, FinalNorm):
                     module.compile()

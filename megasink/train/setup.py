@@ -143,7 +143,7 @@ def _headline(config: RunConfig, layout: ParallelLayout, device: torch.device, p
     begins = f"resuming after step {progress.step}" if progress.step else "starting"
     return (
         f"megasink: {begins}; {num_parameters(model) / 1e6:.1f}M parameters ({model.num_layers} layers, width "
-        f"{model.hidden_size}, V-scale {model.v_scale}), {training.precision}, TP {layout.tensor.size} x PP "
+        f"{model.hidden_size}, V-scale {model.v_scale}), {training.arithmetic}, TP {layout.tensor.size} x PP "
         f"{layout.pipeline.size} x CP {layout.context.size} x DP {layout.data.size}, "
         f"ZeRO-{config.parallel.zero_stage}, batch {training.global_batch_size} x {model.seq_length} tokens, "
         f"{training.train_iters} steps, on {where}"

@@ -17,6 +17,7 @@ _BY_KERNEL = [
     ("communication", _COMMUNICATION),
     ("attention", ("flash", "fmha", "sdpa", "cudnn_generated", "attention", "flex")),
     ("matmul", ("gemm", "nvjet", "cutlass", "cublas", "splitk", "triton_tem")),
+    ("fp8 casts", ("abs_amax", "_rshift_")),  # with what they are fused into
     ("cross entropy", ("cross_entropy", "logsumexp", "nll", "softmax", "amax", "masked_fill", "scatter")),
     ("optimizer", ("adam", "multi_tensor", "lpnorm", "clip")),
     ("v-scale", ("vscale", "v_scale", "_exp_")),
@@ -34,7 +35,7 @@ _BY_RANGE = [
     ("swiglu", ("silu", "swiglu")),
     ("rope", ("rotary", "rope")),
     ("v-scale", ("vscale", "v_scale")),
-    ("matmul", ("aten::mm", "aten::addmm", "aten::bmm")),
+    ("matmul", ("aten::mm", "aten::addmm", "aten::bmm", "aten::_scaled_mm")),
     ("copies", ("aten::copy_", "aten::cat", "aten::fill_", "aten::zero_")),
 ]
 CATEGORIES = [*dict.fromkeys(name for name, _ in _BY_KERNEL + _BY_RANGE), "other"]

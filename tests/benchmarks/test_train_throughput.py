@@ -74,8 +74,9 @@ def test_floor_times_every_product_and_attention():
         assert two["parts_s"][name] == pytest.approx(2 * one["parts_s"][name])
 
 
-def test_megasink_is_timed_through_its_training_command(tmp_path):
-    work = dataclasses.replace(TINY, case="megasink", accumulate=(2,), scratch=str(tmp_path))
+@pytest.mark.parametrize("case", ["megasink", "megasink-fp8"])
+def test_megasink_is_timed_through_its_training_command(tmp_path, case):
+    work = dataclasses.replace(TINY, case=case, accumulate=(2,), scratch=str(tmp_path))
     (row,) = megasink_case.measure(work)
     assert len(row["steps_s"]) == work.steps and row["step_s"] > 0
     assert list(tmp_path.iterdir()) == []

@@ -53,12 +53,23 @@ def test_a_sound_layout_passes():
         ("--train-iters 0", "--train-iters 0"),
         ("--weight-decay -1", "--weight-decay"),
         ("--load runs/x --auto-resume", "--load"),
+        ("--fp8 hybrid --precision fp32", "--precision bf16"),
+        ("--fp8 hybrid --hidden-size 1032 --head-dim 64", "--hidden-size 1032"),
+        ("--fp8 e4m3 --tensor-model-parallel-size 4 --ffn-hidden-size 96", "--ffn-hidden-size 96"),
+        ("--fp8 hybrid --tensor-model-parallel-size 2 --num-attention-heads 2 --head-dim 24", "query heads"),
+        ("--fp8 hybrid --num-query-groups 1 --head-dim 8", "key-value heads"),
+        ("--fp8 hybrid --seq-length 1000", "--seq-length 1000"),
     ],
 )
 def test_an_impossible_combination_names_its_flag(flags, names):
     with pytest.raises(UserError) as error:
         checked(flags)
     assert names in str(error.value) and "\n" not in str(error.value)
+
+
+def test_fp8_is_off_unless_asked_for():
+    assert checked("").training.fp8 == "off"
+    assert checked("--fp8 hybrid --tensor-model-parallel-size 2").training.fp8 == "hybrid"
 
 
 def test_a_run_needs_a_folder():

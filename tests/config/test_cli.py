@@ -12,7 +12,7 @@ NAMES_PEOPLE_TYPE = shlex.split(
     """
     --num-layers --hidden-size --ffn-hidden-size --num-attention-heads --num-query-groups --head-dim --vocab-size
     --seq-length --tensor-model-parallel-size --pipeline-model-parallel-size --sequence-parallel --zero-stage
-    --precision --micro-batch-size --global-batch-size --train-iters --lr --seed --data-path --tokenizer --save
+    --precision --fp8 --micro-batch-size --global-batch-size --train-iters --lr --seed --data-path --tokenizer --save
     --save-interval --auto-resume --v-scale --sink-stats-interval
     """
 )

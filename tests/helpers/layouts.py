@@ -42,6 +42,7 @@ class Case:
     split: str | None = None
     micro_batch: int = 2
     precision: str = "fp32"
+    fp8: str = "off"
     clip: float = 1.0
 
     def on(self, model: str, **changes) -> "Case":
@@ -63,7 +64,11 @@ def run_config(case: Case) -> RunConfig:
         pipeline_split=case.split,
     )
     training = TrainingConfig(
-        train_iters=STEPS, micro_batch_size=case.micro_batch, global_batch_size=GLOBAL_BATCH, precision=case.precision
+        train_iters=STEPS,
+        micro_batch_size=case.micro_batch,
+        global_batch_size=GLOBAL_BATCH,
+        precision=case.precision,
+        fp8=case.fp8,
     )
     optimizer = OptimizerConfig(lr=1e-3, min_lr=1e-3, adam_eps=1e-6, clip_grad=case.clip)
     return RunConfig(model_of(case.model), parallel, optimizer, training)
