@@ -17,6 +17,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from megasink.parallel.collectives import reduce_scatter
+from megasink.train.gradient_sum import take_gradient
 
 
 class FusedBF16Optimizer(BF16_Optimizer):
@@ -28,10 +29,8 @@ class FusedBF16Optimizer(BF16_Optimizer):
             return
         total = self.fp32_groups_gradients[group_idx][param_idx]
         gradient = lp.grad.reshape(total.shape)
-        if self.fp32_groups_has_gradients[group_idx][param_idx]:
-            (_compiled_add if self.compile_step else _add)(total, gradient)
-        else:
-            (_compiled_copy if self.compile_step else _copy)(total, gradient)
+        add = self.fp32_groups_has_gradients[group_idx][param_idx]
+        take_gradient(total, gradient, add, fused=self.compile_step)
         lp._hp_grad = total
         self.fp32_groups_has_gradients[group_idx][param_idx] = True
         if clear_lp_grads:
@@ -136,14 +135,6 @@ def fuse(engine: DeepSpeedEngine, compile: bool) -> None:
         engine.pipeline_enable_backward_allreduce = False  # step() sums over replicas
 
 
-def _add(total: Tensor, gradient: Tensor) -> None:
-    total.add_(gradient)
-
-
-def _copy(total: Tensor, gradient: Tensor) -> None:
-    total.copy_(gradient)
-
-
 def _adamw(
     master: Tensor,
     low: Tensor,
@@ -173,8 +164,5 @@ def _adamw(
     low.copy_(weights)
 
 
-# not dynamic: a kernel for any size loads single values, and reaches three quarters of the memory bandwidth
+# not dynamic: a kernel for any size loads single values, and reaches three quarters of the memory's speed
 _compiled_adamw = torch.compile(_adamw, dynamic=False)
-# torch's own kernels between two dtypes reach a third of it
-_compiled_add = torch.compile(_add, dynamic=False)
-_compiled_copy = torch.compile(_copy, dynamic=False)

@@ -1,0 +1,19 @@
+"""Gradients of micro-batches are summed in fp32 without loss, whichever kernel does it."""
+
+import pytest
+import torch
+
+from megasink.train.gradient_sum import take_gradient
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("size", [1, 16, 2047, 100_000])
+@pytest.mark.parametrize("add", [False, True])
+def test_a_sum_is_that_of_the_widened_gradients(device, size, add):
+    total = torch.randn(size + 1, device=device)
+    gradient = torch.randn(size, device=device).bfloat16()
+    expected = gradient.float() + (total[:size] if add else 0.0)
+    beyond = total[size].item()
+    take_gradient(total[:size], gradient, add, fused=True)
+    assert torch.equal(total[:size], expected)
+    assert total[size].item() == beyond
