@@ -6,7 +6,10 @@ import torch
 from megasink.train.gradient_sum import take_gradient
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
 @pytest.mark.parametrize("size", [1, 16, 2047, 100_000])
 @pytest.mark.parametrize("add", [False, True])
 def test_a_sum_is_that_of_the_widened_gradients(device, size, add):
