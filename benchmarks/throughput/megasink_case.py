@@ -45,18 +45,18 @@ def train(work: Work, accumulate: int, tokens: Path, run: Path) -> dict:
     ]
     if not work.compile:
         flags.append("--no-compile")
-    peak_file = run.with_suffix(".peak")
-    program = Path(__file__).with_name("train_and_report_peak.py")
+    report = run.with_suffix(".report")
+    program = Path(__file__).with_name("train_and_report.py")
     paths = [str(program.parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, program, peak_file, run / "metrics.jsonl", last_step, *flags]
+    command = [sys.executable, program, report, run / "metrics.jsonl", last_step, *flags]
     ended = subprocess.run([str(word) for word in command], env=environment)
     if ended.returncode:
         raise RuntimeError(f"megasink.train ended with exit code {ended.returncode}")
     metrics = [json.loads(line) for line in _complete_lines(run / "metrics.jsonl")]
     seconds = [record["step_time_s"] for record in metrics if work.warmup < record["step"] <= last_step]
     more = {"first_step_s": metrics[0]["step_time_s"], "loss": metrics[-1]["loss"]}
-    return result(accumulate, seconds, **more) | {"peak_gib": json.loads(peak_file.read_text())}
+    return result(accumulate, seconds, **more) | json.loads(report.read_text())
 
 
 def write_tokens(prefix: Path, vocab_size: int) -> Path:

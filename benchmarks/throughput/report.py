@@ -68,6 +68,8 @@ def _line(row: dict) -> str:
     ratios = "".join(_number(row[f"over_{name}"], 8, ".3f") for name in ("floor", "bare", "best_peer"))
     share = "-" if row["mfu"] is None else f"{row['mfu']:.1%}"
     note = f"first step {row['first_step_s']:.0f} s, loss {row['loss']:.3f}" if "loss" in row else ""
+    if row.get("first_metrics_after_s"):
+        note += f", first metrics {row['first_metrics_after_s']:.0f} s after the start"
     return (
         f"{row['case']:<16}{row['step_s'] * 1e3:>10.1f}{row['tokens_per_second']:>11,.0f}{share:>7}"
         f"{_number(row['peak_gib'], 7, '.1f')}{ratios}  {note}"
