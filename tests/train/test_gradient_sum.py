@@ -5,7 +5,6 @@ import torch
 
 from megasink.train.gradient_sum import take_gradient
 
-
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
