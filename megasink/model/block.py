@@ -82,7 +82,7 @@ class Block(nn.Module):
             if isinstance(module, ParallelLinear):
                 module.fp8 = GRADIENT_FORMATS[fp8]
         if recompute == "full":
-            # outside of what is compiled: inside, torch 2.11 keeps the matrix products on a GPU
+            # outside of what is compiled: inside, torch 2.11 keeps the matrix products
             self.run = recomputed(torch.compile(self.transform) if compile else self.transform, "full")
         else:
             run = recomputed(self.transform, recompute)

@@ -60,7 +60,9 @@ class _VScale(torch.autograd.Function):
         if forward_identity:
             return value.view_as(value)
         wide, _, phi = _attenuation(value, theta, initial_c)
-        return (phi * wide).to(value.dtype)
+        value_hat = phi * wide
+        # torch 2.11 compiles a cast that changes nothing, as the last operation, into a result without a gradient
+        return value_hat if value_hat.dtype == value.dtype else value_hat.to(value.dtype)
 
     @staticmethod
     def backward(ctx, gradient):
