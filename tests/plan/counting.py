@@ -4,8 +4,8 @@ import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -97,8 +97,9 @@ def counted_autograd(ignored: set[int]) -> Iterator[dict[int, int]]:
         yield kept
 
 
-def as_compiled(function: Callable) -> Callable:
-    """torch.compile up to the choice of what is kept for the backward pass, as inductor makes it; then runs eagerly."""
+def compiled_without_code() -> AbstractContextManager:
+    """In it torch.compile goes as far as the choice of what is kept for the backward pass, as inductor makes it; then
+    the graphs run eagerly."""
     torch._dynamo.reset()
 
     def partition(*args, **kwargs):
@@ -113,7 +114,7 @@ def as_compiled(function: Callable) -> Callable:
         partition_fn=partition,
         decompositions=select_decomp_table(),
     )
-    return torch.compile(function, backend=backend)
+    return torch.compiler.set_stance(force_backend=backend)
 
 
 def train_counted(file: str) -> None:

@@ -13,7 +13,7 @@ from megasink.plan.activations import block_bytes, head_bytes
 from megasink.plan.meta_model import meta_stage
 from megasink.plan.shape import copied_weights
 from megasink.stats.recorder import Level, SinkRecorder
-from tests.plan.counting import as_compiled, counted_autograd, storages, tensors
+from tests.plan.counting import compiled_without_code, counted_autograd, storages, tensors
 
 SMALL = {"hidden": 256, "ffn": 704, "heads": 8, "groups": 8, "batch": 2, "length": 256}
 WIDE = {"hidden": 128, "ffn": 1024, "heads": 8, "groups": 2, "batch": 4, "length": 192}
@@ -151,14 +151,14 @@ def kept_by_compiled_block(config: RunConfig, level: Level | None = None, flat: 
             parts = torch.cat([matrix.detach().flatten() for matrix in matrices]).split([m.numel() for m in matrices])
             for matrix, part in zip(matrices, parts, strict=True):
                 matrix.data = part.view(matrix.shape)
-        block.prepare(config.parallel.recompute)
-        block.run = as_compiled(block.run)
+        block.prepare(config.parallel.recompute, compile=True)
         recorder = SinkRecorder(stage.config.model, stage.layout, [block])
         if level is not None:
             recorder.start(level)
         hidden_states = torch.zeros(stage.hidden_shape(), dtype=torch.bfloat16, requires_grad=True)
         tables = rotary_tables(stage.config.model, config.model.seq_length, torch.device("cpu"), torch.float32)
-        with counted_autograd(set(storages([*stage.modules.parameters(), *tables]))) as found:
+        ignored = set(storages([*stage.modules.parameters(), *tables]))
+        with compiled_without_code(), counted_autograd(ignored) as found:
             block(hidden_states)
     return sum(found.values())
 
