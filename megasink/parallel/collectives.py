@@ -9,6 +9,9 @@
 | all-to-all             | all-to-all     | `tokens_to_heads`, `heads_to_tokens` |
 
 Sequences lie on dimension 1 of `[B, T, ...]`.
+
+A forward pass here never ends in a tensor written in place, but in a view of it: torch 2.11 compiles the former into a
+result without a gradient.
 """
 
 import torch
@@ -91,7 +94,7 @@ class _Copy(torch.autograd.Function):
 class _Reduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor, axis):
-        return all_reduce(tensor, axis)
+        return all_reduce(tensor, axis).view_as(tensor)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -113,7 +116,8 @@ class _ReduceScatterSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor, axis):
         ctx.axis = axis
-        return _reduce_scatter_sequence(tensor, axis)
+        scattered = _reduce_scatter_sequence(tensor, axis)
+        return scattered.view_as(scattered)
 
     @staticmethod
     def backward(ctx, gradient):
