@@ -38,13 +38,21 @@ def tiny_batch(config: ModelConfig, sequences: int = 4) -> tuple[torch.Tensor, t
 
 
 def forward_backward(
-    config: ModelConfig, layout: ParallelLayout, dtype: torch.dtype = torch.float64, micro_batches: int = 1
+    config: ModelConfig,
+    layout: ParallelLayout,
+    dtype: torch.dtype = torch.float64,
+    micro_batches: int = 1,
+    compiled: bool = False,
 ) -> dict:
     """Loss, every whole parameter's gradient and the sink report of one batch, on this rank's part of the layout.
 
-    The data-parallel ranks take equal, contiguous parts of the batch.
+    The data-parallel ranks take equal, contiguous parts of the batch. `compiled`: blocks are traced and differentiated
+    ahead of time as on a GPU, with eager kernels.
     """
     model = Llama(config, layout, seed=11).to(dtype)
+    if compiled:
+        for block in blocks_of(model):
+            block.run = torch.compile(block.run, backend="aot_eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("theta"):
