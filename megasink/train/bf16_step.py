@@ -164,5 +164,5 @@ def _adamw(
     low.copy_(weights)
 
 
-# not dynamic: a kernel for any size loads single values, and reaches three quarters of the memory's speed
+# not dynamic: after the second parameter group one kernel for any size would serve all
 _compiled_adamw = torch.compile(_adamw, dynamic=False)
