@@ -37,17 +37,17 @@ CASES = {  # ranks, flags
 STEPS, VOCABULARY = 8, 256
 COMMON = [
     *("--vocab-size", VOCABULARY, "--v-scale", "on", "--global-batch-size", 8, "--train-iters", STEPS),
-    *("--lr", 1e-3, "--min-lr", 1e-3, "--init-method-std", 0.1, "--log-interval", 1, "--wandb-mode", "disabled"),
+    *("--lr", 1e-3, "--min-lr", 1e-3, "--log-interval", 1, "--wandb-mode", "disabled"),
     *("--sink-stats", "full", "--sink-stats-interval", 2, "--sink-stats-full-interval", 4),
 ]
-# two key-value heads: fewer than TP 4, more than one
+# two key-value heads: fewer than TP 4, more than one; weights whose products neither vanish nor explode at that width
 GPU_MODEL = [
     *("--num-layers", 8, "--hidden-size", 1024, "--ffn-hidden-size", 2816, "--num-attention-heads", 16),
-    *("--num-query-groups", 2, "--seq-length", 1024),
+    *("--num-query-groups", 2, "--seq-length", 1024, "--init-method-std", 0.02),
 ]
 CPU_MODEL = [
     *("--num-layers", 4, "--hidden-size", 32, "--ffn-hidden-size", 48, "--num-attention-heads", 4),
-    *("--num-query-groups", 2, "--seq-length", 32),
+    *("--num-query-groups", 2, "--seq-length", 32, "--init-method-std", 0.1),
 ]
 
 

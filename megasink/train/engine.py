@@ -9,11 +9,13 @@ import torch
 import torch.distributed as dist
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
+from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
 from megasink.checkpoint.weights import load_weights
 from megasink.config import RunConfig
 from megasink.config.deepspeed import deepspeed_config
+from megasink.model.block import Block
 from megasink.model.llama import FinalNorm, Layer, Llama, blocks_of, llama_layers, stage_blocks, token_losses
 from megasink.parallel.fp8 import check_fp8_device
 from megasink.parallel.layout import ParallelLayout
@@ -151,7 +153,10 @@ class TrainEngine:
     def _build_model(self, topology: PipeModelDataParallelTopology) -> nn.Module:
         model, seed = self.config.model, self.config.training.seed
         if not self.pipelined:
-            return Llama(model, self.layout, seed).to(self.device)
+            llama = Llama(model, self.layout, seed).to(self.device)
+            # a block's weights are gathered and given up together: its products take several modules' weights at once
+            set_z3_leaf_modules(llama, [Block])
+            return llama
         specs = [_layer_spec(layer) for layer in llama_layers(model, self.layout, seed)]
         bounds = layer_bounds(stage_blocks(model, self.config.parallel))
         return _Stage(bounds, specs, topology=topology, loss_fn=self._loss)

@@ -9,6 +9,7 @@ import contextlib
 import faulthandler
 import itertools
 import json
+import math
 import os
 import sys
 import threading
@@ -22,12 +23,16 @@ import torch
 import torch.distributed as dist
 
 from megasink.train.exit_codes import BROKEN
+from megasink.train.last_resort import LastResort
 from megasink.train.run_folder import write_text
 
 FIRST_STEP_FACTOR = 10.0
 """For the first step, which compiles and fills caches, and for saving."""
 GATHERING_S = 10.0
 """How long the ranks' reports, and then the summary of them, are waited for (the step time-out, if that is less)."""
+LAST_RESORT_S = 3 * GATHERING_S
+"""So much later the process ends without a report: should a C call keep the interpreter's lock, no Python can write
+one."""
 SUMMARY_FILE = "summary.txt"
 
 
@@ -46,6 +51,8 @@ class Watchdog:
         self._main_thread = threading.get_ident()
         self._closed = threading.Event()
         self._reporting, self._reported = threading.Lock(), False
+        self._last_resort = LastResort(BROKEN) if timeout_s > 0 else None
+        self._armed, self._armed_for = -math.inf, ""
         self.beat(0, "starting")
         if timeout_s > 0:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -54,14 +61,14 @@ class Watchdog:
         """Progress: `step` steps are done, and `phase` begins."""
         now = time.monotonic()
         self._latest = (now, step, phase)
-        if self.timeout_s > 0 and now - getattr(self, "_armed", -1e9) > 1.0:
-            # should no Python run at all (a C call that keeps the interpreter's lock), this still ends the process
-            faulthandler.dump_traceback_later(2 * self._limit(phase) + GATHERING_S, exit=True)
-            self._armed = now
+        if self._last_resort is not None and (phase != self._armed_for or now - self._armed > 1.0):
+            self._last_resort.arm(self._limit(phase) + LAST_RESORT_S)
+            self._armed, self._armed_for = now, phase
 
     def close(self) -> None:
         self._closed.set()
-        faulthandler.cancel_dump_traceback_later()
+        if self._last_resort is not None:
+            self._last_resort.disarm()
 
     def _limit(self, phase: str) -> float:
         return self.timeout_s * (FIRST_STEP_FACTOR if phase in ("starting", "first step", "saving") else 1.0)
