@@ -38,6 +38,9 @@ STEPS, VOCABULARY = 8, 256
 COMMON = [
     *("--vocab-size", VOCABULARY, "--v-scale", "on", "--global-batch-size", 8, "--train-iters", STEPS),
     *("--lr", 1e-3, "--min-lr", 1e-3, "--log-interval", 1, "--wandb-mode", "disabled"),
+    # updates follow the gradient: with a small epsilon, weights whose gradient is rounding take whole steps of either
+    # sign, and equal layouts drift apart
+    *("--adam-eps", 1e-2),
     *("--sink-stats", "full", "--sink-stats-interval", 2, "--sink-stats-full-interval", 4),
 ]
 # two key-value heads: fewer than TP 4, more than one; weights whose products neither vanish nor explode at that width
@@ -53,16 +56,18 @@ CPU_MODEL = [
 
 @dataclass(frozen=True)
 class Bounds:
-    """Largest relative differences. Of a statistic: norm of the difference over the norm; of positions, which rounding
-    can move far where two are nearly equal: the share that differs.
+    """Largest relative differences. Of a statistic: norm of the difference over the norm, of one by bins of the input's
+    norm in the bins that both have; of positions, which rounding can move far where two are nearly equal: the share
+    that differs.
     """
 
     loss: float
     grad_norm: float
     statistics: float
+    positions: float
 
 
-BOUNDS = {"fp32": Bounds(1e-5, 1e-4, 1e-3), "bf16": Bounds(2e-3, 1e-2, 1e-1)}
+BOUNDS = {"fp32": Bounds(1e-5, 1e-4, 1e-3, 5e-2), "bf16": Bounds(2e-3, 1e-2, 1e-1, 1.0)}
 
 
 @dataclass
@@ -139,10 +144,12 @@ def compare(reference: Path, run: Path, bounds: Bounds) -> dict:
         expected, seen = SinkReport.load(path), SinkReport.load(run / "sink_stats" / path.name)
         for name, difference in array_differences(expected, seen).items():
             differences[name] = max(difference, differences.get(name, 0.0))
-    worst = max(differences, key=differences.get)
+    places = max(difference for name, difference in differences.items() if name.endswith("_position"))
+    worst = max((name for name in differences if not name.endswith("_position")), key=differences.get)
     within = found["loss"] <= bounds.loss and found["grad_norm"] <= bounds.grad_norm
-    within = within and differences[worst] <= bounds.statistics
-    found |= {"statistics": differences[worst], "worst_statistic": worst, "each_statistic": differences}
+    within = within and differences[worst] <= bounds.statistics and places <= bounds.positions
+    found |= {"statistics": differences[worst], "worst_statistic": worst, "positions": places}
+    found["each_statistic"] = differences
     return {"status": "ok" if within else "beyond its bounds"} | found
 
 
@@ -151,6 +158,9 @@ def array_differences(expected: SinkReport, seen: SinkReport) -> dict[str, float
     found = {}
     for name, array in expected.arrays.items():
         other = seen.arrays.get(name)
+        if other is not None and name.endswith("_by_input_norm"):
+            both = np.isfinite(array) & np.isfinite(other)
+            array, other = array[both], other[both]
         if other is None or other.shape != array.shape or not np.array_equal(np.isnan(array), np.isnan(other)):
             found[name] = float("inf")
             continue
@@ -164,11 +174,12 @@ def array_differences(expected: SinkReport, seen: SinkReport) -> dict[str, float
 
 def table(rows: list[dict]) -> str:
     """One line a case."""
-    lines = [f"{'case':<14}{'ranks':>6}{'precision':>11}{'loss':>10}{'grad norm':>11}{'statistics':>12}  worst, status"]
+    heading = f"{'case':<14}{'ranks':>6}{'precision':>11}{'loss':>10}{'grad norm':>11}{'statistics':>12}{'positions':>11}"
+    lines = [f"{heading}  worst statistic, status"]
     for row in rows:
         numbers = "".join(
             f"{row[name]:>{width}.1e}" if name in row else f"{'-':>{width}}"
-            for name, width in (("loss", 10), ("grad_norm", 11), ("statistics", 12))
+            for name, width in (("loss", 10), ("grad_norm", 11), ("statistics", 12), ("positions", 11))
         )
         worst = f"{row['worst_statistic']}, " if "worst_statistic" in row else ""
         lines.append(f"{row['case']:<14}{row['ranks']:>6}{row['precision']:>11}{numbers}  {worst}{row['status']}")
