@@ -174,8 +174,8 @@ def array_differences(expected: SinkReport, seen: SinkReport) -> dict[str, float
 
 def table(rows: list[dict]) -> str:
     """One line a case."""
-    heading = f"{'case':<14}{'ranks':>6}{'precision':>11}{'loss':>10}{'grad norm':>11}{'statistics':>12}{'positions':>11}"
-    lines = [f"{heading}  worst statistic, status"]
+    heading = f"{'case':<14}{'ranks':>6}{'precision':>11}{'loss':>10}{'grad norm':>11}{'statistics':>12}"
+    lines = [f"{heading}{'positions':>11}  worst statistic, status"]
     for row in rows:
         numbers = "".join(
             f"{row[name]:>{width}.1e}" if name in row else f"{'-':>{width}}"
