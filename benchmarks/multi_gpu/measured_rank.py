@@ -62,7 +62,13 @@ def synchronize() -> None:
 
 def finish(folder: Path, profiler: torch.profiler.profile, profiled: int) -> None:
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    found: dict = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None}
+    found: dict = {"peak_gib": None}
+    if torch.cuda.is_available():
+        allocator = torch.cuda.memory_stats()
+        found["peak_gib"] = allocator["allocated_bytes.all.peak"] / 2**30
+        found["reserved_gib"] = allocator["reserved_bytes.all.peak"] / 2**30
+        # calls of cudaMalloc and cudaFree, which stop the device
+        found["device_allocations"], found["device_frees"] = allocator["num_device_alloc"], allocator["num_device_free"]
     if torch.cuda.is_available() and rank in (0, ranks - 1):
         trace = folder / f"trace_{rank}.json"
         profiler.export_chrome_trace(str(trace))

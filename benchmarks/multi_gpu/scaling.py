@@ -41,6 +41,7 @@ GOALS = {("zero1", 8): 0.95, ("tp", 8): 0.80, ("tp-sp", 8): 0.80}
 """Least weak efficiency on so many GPUs; for pp it is BUBBLE_GOAL of what the bubble leaves."""
 BUBBLE_GOAL = 0.95
 PROFILED = 2
+_ALLOCATOR = ("reserved_gib", "device_allocations", "device_frees")
 MEASURED_PROGRAM = "from multi_gpu.measured_rank import run; run()"
 PEER_PROGRAM = "from multi_gpu.peers import run; run()"
 
@@ -162,6 +163,7 @@ def measure(config: ScalingConfig, shape: Shape, row: dict, tokens: Path, folder
         "tokens_per_second_per_gpu": rate,
         "mfu": None if peak is None else rate * shape.flops_per_token / peak,
         "peak_gib": max(peaks, default=None),
+        "allocator": [{name: report[name] for name in _ALLOCATOR if name in report} for report in reports],
         "profiles": [report["profile"] for report in reports if "profile" in report],
     }
 
