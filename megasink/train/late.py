@@ -1,5 +1,6 @@
 """Values read one step after they were made, when they have long arrived: reading them keeps no device waiting."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -55,6 +56,22 @@ class LateScalars:
             step, copy = self._under_way.popleft()
             taken.append((step, copy.wait().tolist()))
         return taken
+
+
+class Instant:
+    """The moment at which the device has done all that it was given so far; on a CPU that is now."""
+
+    def __init__(self, device: torch.device):
+        self._event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self._event is not None:
+            self._event.record()
+        self._at = time.monotonic()
+
+    def seconds_since(self, earlier: "Instant") -> float:
+        """Both must have come."""
+        if self._event is not None:
+            return earlier._event.elapsed_time(self._event) * 1e-3
+        return self._at - earlier._at
 
 
 class LateActions:

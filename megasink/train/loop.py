@@ -23,7 +23,7 @@ from megasink.train.batches import Batches
 from megasink.train.diagnosis import diagnose
 from megasink.train.engine import Batch, TrainEngine
 from megasink.train.flops import model_flops_utilisation
-from megasink.train.late import LateActions, LateMaximum
+from megasink.train.late import Instant, LateActions, LateMaximum
 from megasink.train.optimizer import learning_rate
 from megasink.train.profiler import StepProfiler
 from megasink.train.replicas import differing_parameter
@@ -251,7 +251,8 @@ class _Meter:
     def __init__(self, run: Run):
         self.run = run
         self.steps = 0
-        self.since = time.monotonic()
+        self.since = Instant(run.device)
+        self.pauses: list[tuple[Instant, Instant]] = []
 
     def paused(self) -> "_Pause":
         return _Pause(self)
@@ -260,6 +261,9 @@ class _Meter:
         """The metrics of a logged step that was just launched; what is returned waits for the device to finish it."""
         config, progress = self.run.config, self.run.progress
         steps, self.steps = self.steps, 0
+        # of the device: the host may read a step's numbers long after it was done
+        since, self.since = self.since, Instant(self.run.device)
+        until, pauses, self.pauses = self.since, self.pauses, []
         known = {"lr": lr, "consumed_samples": progress.consumed_samples, "consumed_tokens": progress.consumed_tokens}
         step, loss = progress.step, LateCopy(loss)
         norm = _gradient_norm(self.run)
@@ -267,8 +271,8 @@ class _Meter:
 
         def read() -> dict:
             measured = {"step": step, "loss": loss.wait().item()}
-            now = time.monotonic()
-            seconds, self.since = (now - self.since) / steps, now
+            paused_s = sum(end.seconds_since(began) for began, end in pauses)
+            seconds = (until.seconds_since(since) - paused_s) / steps
             tokens_per_second = config.training.global_batch_size * config.model.seq_length / seconds
             measured["grad_norm"] = norm.wait().item() if isinstance(norm, LateCopy) else norm
             return (
@@ -289,7 +293,7 @@ class _Pause:
         self.meter = meter
 
     def __enter__(self) -> None:
-        self.began = time.monotonic()
+        self.began = Instant(self.meter.run.device)
 
     def __exit__(self, *_) -> None:
-        self.meter.since += time.monotonic() - self.began
+        self.meter.pauses.append((self.began, Instant(self.meter.run.device)))
