@@ -50,7 +50,10 @@ def main() -> None:
     if len(config.models) == 1:
         found = measure_one(config)
     else:  # DeepSpeed gives no memory back within a process
-        found = [part for v_scale in config.models for part in run_alone(v_scale)]
+        found = []
+        for v_scale in config.models:
+            found += run_alone(v_scale)
+            Path(config.output).write_text(json.dumps(found, indent=1), encoding="utf-8")  # should the time run out
         print(f"\n{found[0]['device']}, torch {found[0]['torch']}\n")
         print_table(found)
     Path(config.output).write_text(json.dumps(found, indent=1), encoding="utf-8")

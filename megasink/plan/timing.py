@@ -25,7 +25,13 @@ ELEMENTWISE = 0.655
 OPTIMIZER = 0.77
 """Of the memory bandwidth, for AdamW in one pass and the gradients' sums (14.0 ms)."""
 HOST = 5e-3
-"""Seconds a step that the device waits for the host (5.2 ms)."""
+"""Seconds a step that the device waits for the host, however large its work (5.2 ms)."""
+HOST_PASS = 1.3e-3
+"""Seconds in which the host launches a block's forward or backward pass: the 1.2B model with micro-batch 1, which
+waits for nothing else (63.6 ms)."""
+HOST_COLLECTIVE = 0.2e-3
+"""Seconds in which it launches a collective in a compiled block: the 1.2B on 2 GPUs, TP 2 with micro-batch 4, at its
+fastest (0.62 s)."""
 LINK = 0.75
 """Of NVLink's and the network's bandwidth that large messages reach. Assumed: not measured by us."""
 LATENCY = 20e-6
@@ -129,6 +135,9 @@ def _stage(
     tensor, pipeline = spent(by_axis["tensor"] + by_axis["context"]), spent(sends)
     compute = matmul + attention + elementwise + micro_batches * recompute
     busy = compute + tensor + pipeline
+    passes = 3 if config.parallel.recompute == "full" else 2
+    launching = micro_batches * passes * here.blocks * HOST_PASS
+    launching += HOST_COLLECTIVE * sum(message.times for message in by_axis["tensor"] + by_axis["context"])
     # DeepSpeed overlaps ZeRO-2's reductions with the backward pass, and all of ZeRO-3's with both
     hidden_behind = {2: compute * 2 / 3, 3: compute}.get(zero, 0.0)
     own = here.total if zero == 0 else here.total / replicas
@@ -144,5 +153,5 @@ def _stage(
         bubble=busy / micro_batches * (len(stages) - 1),
         gradients=traffic / (OPTIMIZER * gpu.memory_bandwidth),
         replicas=max(0.0, spent(by_axis["replica"]) - hidden_behind) + spent(tied),
-        host=HOST,
+        host=HOST + max(0.0, launching - compute - tensor),
     )

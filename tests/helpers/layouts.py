@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import deepspeed
 import torch
 
 from megasink.checkpoint.weights import gather_weights
 from megasink.config import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainingConfig
+from megasink.model.llama import Embedding
 from megasink.parallel.layout import ParallelLayout, build_layout
 from megasink.train.distributed import start_distributed
 from megasink.train.engine import MicroBatch, TrainEngine
@@ -26,6 +28,11 @@ MODELS = {
     "plain_mha": {"num_query_groups": None},
     "documents": {"v_scale": "on", "reset_attention_mask": True, "reset_position_ids": True},
 }
+
+
+ZERO3_SPLIT = Path(__file__).with_name("zero3_split.json")
+"""ZeRO-3 that splits weights of any size, as it does those of real models; with ds_configs/zero3.json a tiny model's
+stay whole."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ def run_config(case: Case) -> RunConfig:
         context_parallel_size=case.context,
         sequence_parallel=case.sequence_parallel,
         zero_stage=case.zero,
+        deepspeed_config=str(ZERO3_SPLIT) if case.zero == 3 else None,
         recompute=case.recompute,
         pipeline_split=case.split,
     )
@@ -142,6 +150,10 @@ class OnlyTrains(TinyEngine):
         model = super()._build_model(topology)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(re.search(self.pattern, name) is not None)
+        for module in model.modules():
+            if isinstance(module, Embedding):
+                # as in training: under ZeRO-3 DeepSpeed gives up a block's weights too early where its input needs none
+                module.register_forward_hook(lambda module, tokens, embedded: embedded.requires_grad_())
         return model
 
 
