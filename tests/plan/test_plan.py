@@ -95,6 +95,18 @@ def test_more_gpus_and_micro_batches_move_time_the_right_way():
     assert bubble_fraction(4, 4) > bubble_fraction(4, 32) and bubble_fraction(1, 8) == 0
 
 
+def test_small_micro_batches_wait_for_the_host():
+    few, fewer = (
+        make_plan(
+            command("pretrain_1b.yaml", "--seq-length", length, "--micro-batch-size", 1).run_config(),
+            Machine.of(1, 8, "h100"),
+        )
+        for length in (256, 128)
+    )
+    assert fewer.times[fewer.slowest].matmul < 0.6 * few.times[few.slowest].matmul
+    assert fewer.step_time == pytest.approx(few.step_time, rel=0.02)
+
+
 def test_the_command_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["plan.py", str(EXAMPLES / "pretrain_1b.yaml"), "--gpu", "a100"])
     runpy.run_path(str(ROOT / "tools" / "plan.py"), run_name="__main__")
