@@ -35,12 +35,13 @@ class LastResort:
     stacks have gone to stderr."""
 
     def __init__(self, exit_code: int):
-        # not for macOS, whose C library has no such timers; training needs Linux anyway
-        self._c = ctypes.CDLL(None, use_errno=True)
-        leave = ctypes.cast(self._c._exit, ctypes.c_void_p)
+        # Linux only, as training is; glibc before 2.34 (RHEL 8) has its timers in a library of their own
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._timers = libc if hasattr(libc, "timer_create") else ctypes.CDLL("librt.so.1", use_errno=True)
+        leave = ctypes.cast(libc._exit, ctypes.c_void_p)
         event = _Event(value=exit_code, notify=_SIGEV_THREAD, function=leave)
         self._timer = ctypes.c_void_p()
-        if self._c.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)):
+        if self._timers.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)):
             raise OSError(ctypes.get_errno(), "timer_create failed")
 
     def arm(self, seconds: float) -> None:
@@ -54,4 +55,4 @@ class LastResort:
         self._set(0)
 
     def _set(self, seconds: int) -> None:
-        self._c.timer_settime(self._timer, 0, ctypes.byref(_Schedule(first_s=seconds)), None)
+        self._timers.timer_settime(self._timer, 0, ctypes.byref(_Schedule(first_s=seconds)), None)
