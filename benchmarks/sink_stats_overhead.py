@@ -48,7 +48,7 @@ def main() -> None:
     config.checkpoint.save = config.checkpoint.save or "nothing is written there"
     check_run(config, int(os.environ["WORLD_SIZE"]))
     if len(config.models) == 1:
-        found = measure_one(config)
+        Path(config.output).write_text(json.dumps(measure_one(config), indent=1), encoding="utf-8")
     else:  # DeepSpeed gives no memory back within a process
         found = []
         for v_scale in config.models:
@@ -56,7 +56,6 @@ def main() -> None:
             Path(config.output).write_text(json.dumps(found, indent=1), encoding="utf-8")  # should the time run out
         print(f"\n{found[0]['device']}, torch {found[0]['torch']}\n")
         print_table(found)
-    Path(config.output).write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def run_alone(v_scale: str) -> list[dict]:

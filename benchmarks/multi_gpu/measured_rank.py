@@ -69,11 +69,11 @@ def finish(folder: Path, profiler: torch.profiler.profile, profiled: int) -> Non
         found["reserved_gib"] = allocator["reserved_bytes.all.peak"] / 2**30
         # calls of cudaMalloc and cudaFree, which stop the device
         found["device_allocations"], found["device_frees"] = allocator["num_device_alloc"], allocator["num_device_free"]
-    if torch.cuda.is_available() and rank in (0, ranks - 1):
-        trace = folder / f"trace_{rank}.json"
-        profiler.export_chrome_trace(str(trace))
-        found["profile"] = communication(read_trace(trace).kernels, profiled)
-        trace.unlink()
+        if rank in (0, ranks - 1):
+            trace = folder / f"trace_{rank}.json"
+            profiler.export_chrome_trace(str(trace))
+            found["profile"] = communication(read_trace(trace).kernels, profiled)
+            trace.unlink()
     write_atomic(folder / f"rank_{rank}.json", json.dumps(found).encode())
     deadline = time.monotonic() + PATIENCE_S
     while len(list(folder.glob("rank_*.json"))) < ranks and time.monotonic() < deadline:

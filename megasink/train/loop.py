@@ -90,8 +90,9 @@ def train(run: Run) -> int:
         diverged = numbers.check(before=progress.step)
         if stopped or diverged:
             break
-        with meter.paused():
-            profiler.before_step(progress.step)
+        if profiler.steps > 0:
+            with meter.paused():
+                profiler.before_step(progress.step)
         run.watchdog.beat(progress.step, "first step" if progress.step == first else "training")
         lr = learning_rate(progress.step, training.train_iters, config.optimizer)
         began = time.monotonic()
@@ -219,10 +220,9 @@ def _log_step(
     run: Run, meter: "_Meter", metrics: Callable[[], dict], straggler: StragglerReport, evaluates: bool
 ) -> None:
     """Of a logged step; every rank."""
-    record = metrics()
-    with meter.paused():
-        record |= straggler.read()
-        if evaluates:
+    record = metrics() | straggler.read()
+    if evaluates:
+        with meter.paused():
             record["valid_loss"] = evaluate(run)
     if run.log is not None:
         run.log.log_step(record)

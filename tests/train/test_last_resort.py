@@ -5,36 +5,34 @@ import sys
 
 from megasink.train.exit_codes import BROKEN
 
-STUCK = """
-import ctypes, threading
+STUCK = f"""
+import ctypes
 from megasink.train.last_resort import LastResort
-threading.Thread(target=lambda: None).start()
-resort = LastResort({code})
+resort = LastResort({BROKEN})
 resort.arm(0.2)
 ctypes.PyDLL(None).sleep(60)  # keeps the interpreter's lock
 """
-CAREFUL = """
-import time
-from megasink.train.last_resort import LastResort
-resort = LastResort({code})
-for _ in range(3):
-    resort.arm(0.1)
-resort.disarm()
-time.sleep(1.3)
+CAREFUL = f"""
+import ctypes
+from megasink.train.last_resort import LastResort, _Schedule
+resort, left = LastResort({BROKEN}), _Schedule()
+for act, runs in ((lambda: resort.arm(100), True), (resort.disarm, False), (lambda: resort.arm(100), True)):
+    act()
+    resort._timers.timer_gettime(resort._timer, ctypes.byref(left))
+    assert (left.first_s > 90) == runs, (left.first_s, runs)
 """
 
 
 def run(program: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", program.format(code=BROKEN)], capture_output=True, text=True, timeout=50
-    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50)
 
 
 def test_a_call_that_keeps_the_interpreters_lock_does_not_keep_the_process():
     ended = run(STUCK)
     assert ended.returncode == BROKEN, ended.stderr
-    assert 'File "<string>", line 7 in <module>' in ended.stderr  # where it was stuck
+    assert 'File "<string>", line 6 in <module>' in ended.stderr  # where it was stuck
 
 
-def test_disarmed_it_lets_the_process_be():
-    assert run(CAREFUL).returncode == 0
+def test_its_clock_runs_while_it_is_armed_and_not_after():
+    ended = run(CAREFUL)
+    assert ended.returncode == 0, ended.stderr
