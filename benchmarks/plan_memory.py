@@ -65,7 +65,7 @@ class PlanMemoryConfig:
     """Names, or how they begin, with commas between; default: all but tiny."""
     steps: int = 8
     """Timed steps, after 4 of warm-up."""
-    gpu: Literal["h100", "a100", "a100-40gb"] = "h100"
+    gpu: Literal["h100", "h200", "a100", "a100-40gb"] = "h100"
     """What the plan is for."""
     measure: Literal["on", "off"] = "on"
     """off: plan only."""

@@ -170,7 +170,7 @@ def measure(config: ScalingConfig, shape: Shape, row: dict, tokens: Path, folder
 
 def planned(run: Path, ranks: int) -> dict:
     """What tools/plan.py says of the run, for the planner's kind of GPU that is nearest to the one here."""
-    gpu = "a100" if "A100" in device_name() else "h100"
+    gpu = next((kind for kind in ("h200", "a100") if kind.upper() in device_name()), "h100")
     plan = make_plan(load_yaml(RunConfig, run / "config.yaml"), Machine.of(1, ranks, gpu))
     return {
         "gpu": gpu,

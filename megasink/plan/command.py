@@ -21,7 +21,7 @@ class PlanCommand(RunConfig):
     """Nodes."""
     gpus_per_node: int = 8
     """GPUs of each node; they are joined by NVLink."""
-    gpu: Literal["h100", "a100", "a100-40gb"] = "h100"
+    gpu: Literal["h100", "h200", "a100", "a100-40gb"] = "h100"
     """Kind of GPU (SXM)."""
     target_tokens: float | None = None
     """Tokens to train on, for days and GPU-hours; default: those of --train-iters."""

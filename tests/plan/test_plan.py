@@ -95,6 +95,13 @@ def test_more_gpus_and_micro_batches_move_time_the_right_way():
     assert bubble_fraction(4, 4) > bubble_fraction(4, 32) and bubble_fraction(1, 8) == 0
 
 
+def test_an_h200_is_an_h100_with_more_and_faster_memory():
+    config = command("pretrain_7b.yaml", "--micro-batch-size", 8).run_config()
+    h100, h200 = (make_plan(config, Machine.of(1, 8, gpu)) for gpu in ("h100", "h200"))
+    assert h200.fits and not h100.fits and h200.peak == h100.peak
+    assert h200.times[h200.slowest].matmul == h100.times[h100.slowest].matmul and h200.step_time < h100.step_time
+
+
 def test_small_micro_batches_wait_for_the_host():
     few, fewer = (
         make_plan(
