@@ -6,7 +6,6 @@ Each case runs in a process of its own. Prints a table; OUT/throughput.json has 
 each case, OUT/*.log what the cases said. Peers that are not installed are rows that say so. See docs/performance.md.
 """
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -15,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,8 +38,6 @@ NEEDS = {
     "torchtitan": ("torchtitan",),
     "megatron": ("megatron-core",),
 }
-LENGTHS = (2048, 4096, 8192, 16384, 32768)
-MICRO_BATCHES = (1, 2, 4, 8, 16)
 
 
 @dataclass
@@ -51,12 +49,12 @@ class ThroughputConfig:
     megatron."""
     shape: str = "1b"
     """Of tiny, 0.1b, 0.3b, 1b, 7b-cut."""
-    micro_batch_size: int = 8
+    micro_batch_size: str = "8"
     """Sequences per forward pass."""
+    seq_length: str = ""
+    """Instead of the shape's: of each, as many sequences as keep the tokens of a micro-batch."""
     accumulate: str = "1,4"
     """Micro-batches per optimizer step."""
-    sweep: str = ""
-    """length: 2k to 32k tokens with as many tokens a micro-batch; micro-batch: 1 to 16 sequences; or both."""
     steps: int = 12
     """Timed steps, whose median counts."""
     warmup: int = 5
@@ -99,22 +97,18 @@ def main() -> None:
 def points(config: ThroughputConfig) -> list[tuple[str, Work]]:
     """Shape's name and work of each case at each point. Raises UserError for what cannot be measured."""
     cases = _chosen("--cases", config.cases, CASES)
-    sweeps = _chosen("--sweep", config.sweep, ("length", "micro-batch")) if config.sweep else []
-    try:
-        accumulate = tuple(int(word) for word in config.accumulate.split(","))
-    except ValueError:
-        raise UserError(f"--accumulate {config.accumulate}: give whole numbers such as 1,4") from None
-    counts = {"--micro-batch-size": config.micro_batch_size, "--steps": config.steps, "--accumulate": min(accumulate)}
-    for flag, value in counts.items():
-        if value < 1:
-            raise UserError(f"{flag} {value}: must be at least 1")
+    micro_batches = _numbers("--micro-batch-size", config.micro_batch_size)
+    lengths = _numbers("--seq-length", config.seq_length) if config.seq_length else ()
+    accumulate = _numbers("--accumulate", config.accumulate)
+    if config.steps < 1:
+        raise UserError(f"--steps {config.steps}: must be at least 1")
     if config.warmup < 2:
         raise UserError(f"--warmup {config.warmup}: must be at least 2, the first step compiles")
     if not os.access(config.scratch, os.W_OK):
         raise UserError(f"--scratch {config.scratch}: not a folder that can be written; name another")
     found = []
     for name in config.shape.split(","):
-        for shape, micro_batch_size in _sizes(shape_named(name), config.micro_batch_size, sweeps):
+        for shape, micro_batch_size in _sizes(shape_named(name), micro_batches, lengths):
             work = Work(
                 case="",
                 shape=shape,
@@ -126,7 +120,7 @@ def points(config: ThroughputConfig) -> list[tuple[str, Work]]:
                 scratch=config.scratch,
                 megasink_flags=tuple(config.megasink_flags.split()),
             )
-            found += [(name, dataclasses.replace(work, case=case)) for case in cases]
+            found += [(name, replace(work, case=case)) for case in cases]
     return found
 
 
@@ -188,14 +182,23 @@ def _run_process(work: Work, request: Path, results: Path, log: Path, minutes: f
     return f"failed: {last[:120]}; see {log}"
 
 
-def _sizes(shape: Shape, micro_batch_size: int, sweeps: list[str]) -> list[tuple[Shape, int]]:
-    sizes = [] if sweeps else [(shape, micro_batch_size)]
-    if "length" in sweeps:
-        tokens = micro_batch_size * shape.seq_length
-        sizes += [(dataclasses.replace(shape, seq_length=length), max(1, tokens // length)) for length in LENGTHS]
-    if "micro-batch" in sweeps:
-        sizes += [(shape, size) for size in MICRO_BATCHES]
+def _sizes(shape: Shape, micro_batches: Sequence[int], lengths: Sequence[int]) -> list[tuple[Shape, int]]:
+    sizes = []
+    for micro_batch in micro_batches:
+        tokens = micro_batch * shape.seq_length
+        sizes += [(replace(shape, seq_length=length), max(1, tokens // length)) for length in lengths]
+        sizes += [] if lengths else [(shape, micro_batch)]
     return list(dict.fromkeys(sizes))
+
+
+def _numbers(flag: str, words: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(word) for word in words.split(","))
+    except ValueError:
+        raise UserError(f"{flag} {words}: give whole numbers such as 1,4") from None
+    if min(numbers) < 1:
+        raise UserError(f"{flag} {words}: must be at least 1")
+    return numbers
 
 
 def _chosen(flag: str, words: str, known: tuple[str, ...]) -> list[str]:
