@@ -18,8 +18,10 @@ from megasink.plan.work import micro_batch_work
 
 MATMUL = 0.735
 """Of the bf16 peak that matrix products reach (154.0 ms in the profile)."""
-ATTENTION = 0.315
-"""Of the peak, for causal attention with heads of 128, its helper kernels included (18.5 + 2.7 ms)."""
+ATTENTION, HALF_RATE_TOKENS, NARROW_HEADS = 0.45, 950, 0.8
+"""Of the peak, for causal attention over long sequences with heads of 128; tokens at which it reaches half of that; and
+what heads of 64 reach of it. From floors of docs/results/h200: 0.307, 0.393, 0.440 at 2k, 8k and 32k tokens, and with
+heads of 64 0.197 at 1k and 0.245 at 2k."""
 ELEMENTWISE = 0.655
 """Of the memory bandwidth, for the fused kernels between products (33.0 ms)."""
 OPTIMIZER = 0.77
@@ -93,6 +95,11 @@ def message_time(messages: Iterable[Message], config: RunConfig, replicas: int, 
     return seconds
 
 
+def attention_share(seq_length: int, head_dim: int) -> float:
+    """Of the peak that attention reaches."""
+    return ATTENTION * seq_length / (seq_length + HALF_RATE_TOKENS) * (NARROW_HEADS if head_dim < 128 else 1.0)
+
+
 def ranks_in_node(message: Message, config: RunConfig, replicas: int, gpus_per_node: int) -> int:
     """Of a message's group. Ranks are numbered node by node."""
     tensor = config.parallel.tensor_model_parallel_size
@@ -118,7 +125,8 @@ def _stage(
     here, last = stages[stage], stage == len(stages) - 1
     micro_batches, zero = micro_batches_of(config, replicas), config.parallel.zero_stage
     work = micro_batch_work(config, here, last)
-    per_product, per_attention = 1 / (MATMUL * gpu.peak_flops), 1 / (ATTENTION * gpu.peak_flops)
+    per_product = 1 / (MATMUL * gpu.peak_flops)
+    per_attention = 1 / (attention_share(config.model.seq_length, config.model.kv_channels) * gpu.peak_flops)
     matmul, attention = micro_batches * work.matmul * per_product, micro_batches * work.attention * per_attention
     recompute = work.recomputed_matmul * per_product + work.recomputed_attention * per_attention
     elementwise = micro_batches * work.elementwise / (ELEMENTWISE * gpu.memory_bandwidth)

@@ -102,6 +102,17 @@ def test_an_h200_is_an_h100_with_more_and_faster_memory():
     assert h200.times[h200.slowest].matmul == h100.times[h100.slowest].matmul and h200.step_time < h100.step_time
 
 
+def test_attention_takes_a_larger_share_of_long_sequences_at_a_better_rate():
+    def of(length: int, micro_batch: int, *flags) -> float:
+        words = ["--seq-length", length, "--micro-batch-size", micro_batch, "--global-batch-size", micro_batch, *flags]
+        plan = make_plan(command("pretrain_1b.yaml", *words).run_config(), Machine.of(1, 1, "h200"))
+        return plan.times[plan.slowest].attention
+
+    short, long = of(2048, 16), of(32768, 1)
+    assert long / short == pytest.approx(16 * 0.307 / 0.440, rel=0.03)  # as measured
+    assert of(2048, 16, "--head-dim", 64) == pytest.approx(short / 2 / 0.8)
+
+
 def test_small_micro_batches_wait_for_the_host():
     few, fewer = (
         make_plan(
