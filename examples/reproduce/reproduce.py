@@ -60,7 +60,8 @@ class ReproduceRequest:
     """Everything from text to verdict; killed or interrupted, the same command goes on."""
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE.yaml")]
-    """recipe.yaml (one H100), cpu.yaml, backcopy.yaml (no text needed), or search.yaml (baselines only)."""
+    """recipe.yaml (one H100), cpu.yaml, backcopy.yaml (no text needed), or search.yaml and
+    backcopy_search.yaml (baselines only)."""
     text: tuple[str, ...] = ()
     """Folders and files of text."""
     glob: tuple[str, ...] = ()
