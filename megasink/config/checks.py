@@ -49,6 +49,9 @@ def check_model(model: ModelConfig) -> None:
         heads % groups == 0,
         f"--num-attention-heads {heads} is not a multiple of --num-query-groups {groups}; change one",
     )
+    for flag in ("init_method_std", "embedding_init_method_std"):
+        value = getattr(model, flag)
+        _require(value is None or value > 0, f"--{flag.replace('_', '-')} {value}: must be more than 0")
 
 
 def _check_layout(model: ModelConfig, parallel: ParallelConfig, world_size: int) -> None:

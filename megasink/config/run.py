@@ -60,6 +60,8 @@ class ModelConfig:
     """Separate input embedding and output weights."""
     init_method_std: float = 0.02
     """Standard deviation of every weight matrix at initialisation (sigma in V-scale's C)."""
+    embedding_init_method_std: float | None = None
+    """That of the input embedding (and of an output layer tied to it); default: init_method_std."""
     v_scale: Literal["off", "on", "backward-only"] = "off"
     """V-scale in attention (paper section 1); backward-only is the diagnostic control."""
 

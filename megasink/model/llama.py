@@ -21,12 +21,17 @@ TIED_EMBEDDING = "embed"
 class Embedding(VocabParallelEmbedding):
     """Tokens [B, T] -> [B, T, H], document ids pass through; weights drawn from (seed, name) unless `seed` is None."""
 
-    def __init__(
-        self, config: ModelConfig, layout: ParallelLayout, seed: int | None = None, name: str = "embed_tokens.weight"
-    ):
+    weight_name = "embed_tokens.weight"
+
+    def __init__(self, config: ModelConfig, layout: ParallelLayout, seed: int | None = None):
         super().__init__(config.padded_vocab_size, config.hidden_size, layout, config.vocab_size)
         if seed is not None:
-            normal_(self.weight, config.init_method_std, seed, name)
+            normal_(self.weight, self.initial_std(config), seed, self.weight_name)
+
+    @staticmethod
+    def initial_std(config: ModelConfig) -> float:
+        """Of its weights."""
+        return config.embedding_init_method_std or config.init_method_std
 
     def forward(self, states: States) -> States:
         tokens, document_ids = split_states(states)
@@ -42,6 +47,12 @@ class FinalNorm(RMSNorm):
 
 class OutputLayer(Embedding):
     """Logits of this rank's columns of the vocabulary: [B, T, H] -> [B, T, padded V / ranks]."""
+
+    weight_name = "lm_head.weight"
+
+    @staticmethod
+    def initial_std(config: ModelConfig) -> float:
+        return config.init_method_std
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         return project_to_vocabulary(self, hidden_states)
@@ -69,7 +80,7 @@ def llama_layers(config: ModelConfig, layout: ParallelLayout, seed: int | None =
     blocks = [Layer(Block, (config, layout, index, seed)) for index in range(config.num_layers)]
     norm = Layer(FinalNorm, (config.hidden_size, config.norm_epsilon, layout))
     if tied is None:
-        output = Layer(OutputLayer, (config, layout, seed, "lm_head.weight"))
+        output = Layer(OutputLayer, (config, layout, seed))
     else:
         output = Layer(Embedding, embedding.arguments, tied, project_to_vocabulary)
     return [embedding, *blocks, norm, output]

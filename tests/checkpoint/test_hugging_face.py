@@ -286,5 +286,7 @@ def test_model_config_is_complete():
         "rotary_scaling_high_freq_factor", "rotary_scaling_original_length", "norm_epsilon", "init_method_std",
         "untie_embeddings_and_output_weights", "v_scale",
     }  # fmt: skip
-    of_training_only = {"make_vocab_size_divisible_by", "reset_attention_mask", "reset_position_ids"}
+    of_training_only = {
+        "make_vocab_size_divisible_by", "reset_attention_mask", "reset_position_ids", "embedding_init_method_std"
+    }  # fmt: skip
     assert set(ModelConfig.__dataclass_fields__) == carried | of_training_only

@@ -26,6 +26,8 @@ def test_a_sound_layout_passes():
         ("--num-attention-heads 6 --hidden-size 768 --num-query-groups 4", "--num-query-groups 4"),
         ("--hidden-size 100", "--hidden-size 100"),
         ("--head-dim 33", "--head-dim 33"),
+        ("--init-method-std 0", "--init-method-std 0"),
+        ("--embedding-init-method-std -1", "--embedding-init-method-std -1"),
         ("--tensor-model-parallel-size 4 --ffn-hidden-size 8190", "--ffn-hidden-size 8190"),
         ("--sequence-parallel", "--sequence-parallel"),
         ("--tensor-model-parallel-size 4 --sequence-parallel --seq-length 2047", "--seq-length 2047"),

@@ -61,3 +61,13 @@ def test_initial_weights_differ_between_seeds_and_layers():
     assert not torch.equal(first["1.mlp.up_proj.weight"], second["1.mlp.up_proj.weight"])
     assert not torch.equal(first["1.mlp.up_proj.weight"], first["2.mlp.up_proj.weight"])
     assert first["1.mlp.up_proj.weight"].std().item() == pytest.approx(config.init_method_std, rel=0.05)
+
+
+@pytest.mark.parametrize("untied", [True, False])
+def test_the_embedding_can_start_wider_than_the_rest(untied):
+    config = tiny_config(embedding_init_method_std=1.0, untie_embeddings_and_output_weights=untied)
+    spread = {name: p.std().item() for name, p in Llama(config, seed=1).named_parameters() if p.dim() == 2}
+    embedding = "0.weight" if untied else "tied_modules.embed.weight"
+    rows = config.vocab_size / config.padded_vocab_size  # the padding is 0
+    assert spread.pop(embedding) == pytest.approx(rows**0.5, rel=0.05)
+    assert all(value == pytest.approx(config.init_method_std, rel=0.15) for value in spread.values())
