@@ -20,6 +20,9 @@ def start_distributed(timeout_in_mins: float = 30.0) -> torch.device:
     deepspeed.utils.logger.setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="deepspeed")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # it is the device set here
+    # asks on every rank for what test_compiled.py shows: recomputed blocks give the same gradients compiled
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     # its first use on a CPU would compile a C++ extension for minutes
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if torch.cuda.is_available():
