@@ -23,7 +23,7 @@ from megasink.analysis.exact import (
     over_others,
 )
 from megasink.analysis.subject import Subject, part_of
-from megasink.model.taps import BlockTaps, widen
+from megasink.model.taps import BlockTaps, on_gradients, widen
 from megasink.stats.measures import Tokens, first_over_early, gradient_sink_ratio
 from megasink.stats.recorder import SinkRecorder
 
@@ -90,7 +90,7 @@ class Observer:
         self.taps = taps
         if torch.is_grad_enabled():
             leaves = (taps.block_output, taps.mlp_output, taps.value, taps.attention_norm_grad)
-            torch.autograd.graph.register_multi_grad_hook(leaves, lambda found: self._look(layer_index, *found))
+            on_gradients(leaves, lambda found: self._look(layer_index, *found))
         return taps._replace(attention_observer=lambda *states: self._attention(layer_index, *states))
 
     def unit_figures(self) -> dict[str, np.ndarray]:

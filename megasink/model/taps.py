@@ -5,7 +5,7 @@ leaf's gradient *is* the statistic (paper.md section 4). No side effects, so it 
 torch.compile and under activation recomputation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -109,6 +109,16 @@ def tap_value(carrier: Tensor, leaf: Tensor | None, statistic: Callable[..., Ten
         leaf.copy_(statistic(*inputs))
         return carrier
     return _ValueTap.apply(carrier, leaf, statistic(*inputs).detach())
+
+
+def on_gradients(leaves: Sequence[Tensor], look: Callable[[tuple[Tensor, ...]], None]) -> None:
+    """Call `look` with the leaves' gradients, once, in the backward pass that brings the last of them."""
+
+    def once(gradients: tuple[Tensor, ...]) -> None:
+        hook.remove()  # it holds the leaves and they hold it, by a way that Python's collector does not see
+        look(gradients)
+
+    hook = torch.autograd.graph.register_multi_grad_hook(leaves, once)
 
 
 def split_paths(tensor: Tensor, leaf: Tensor) -> tuple[Tensor, Tensor, Tensor]:

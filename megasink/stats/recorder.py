@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from megasink.config import ModelConfig
 from megasink.model.attention_patterns import HEAD_PATTERNS
-from megasink.model.taps import BlockTaps
+from megasink.model.taps import BlockTaps, on_gradients
 from megasink.parallel.collectives import all_reduce
 from megasink.parallel.layout import ParallelLayout
 from megasink.stats.full import add_full
@@ -86,7 +86,7 @@ class SinkRecorder:
             self.pending[layer_index].append((dict(zip(names, gradients, strict=True)), first_token))
             self._fold_complete()  # here, inside the backward pass, where a device still has work queued
 
-        torch.autograd.graph.register_multi_grad_hook([getattr(taps, name) for name in names], keep)
+        on_gradients([getattr(taps, name) for name in names], keep)
         return taps
 
     def report(self, step: int, gradient_scale: float = 1.0) -> SinkReport:
