@@ -42,6 +42,7 @@ def by_kind(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("v_scale", ["off", "on"])
 def test_compiled_gradients_are_as_exact_as_plain_ones(v_scale):
     torch._dynamo.reset()
