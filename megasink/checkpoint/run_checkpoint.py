@@ -35,8 +35,10 @@ def rng_file(rank: int) -> str:
 
 
 def complete_checkpoints(checkpoints: Path, resumable: bool = False) -> list[Path]:
-    """Those with a manifest, fewest steps first; `resumable`: only those with optimizer state."""
+    """Those with a manifest, fewest steps first; `resumable`: only those with optimizer state. Copies that somebody put
+    beside them under other names are not looked at."""
     found = sorted(path.parent for path in checkpoints.glob(f"step_*/{MANIFEST_FILE}"))
+    found = [path for path in found if path.name.removeprefix("step_").isdigit()]
     return [path for path in found if not resumable or _is_resumable(path)]
 
 

@@ -161,7 +161,7 @@ class CheckpointSaver:
             shutil.rmtree(final, ignore_errors=True)  # only ever step 0's weights, or a damaged one
             pending.temporary.rename(final)
             sync_folder(self.checkpoints)
-        except OSError:
+        except Exception:
             shutil.rmtree(pending.temporary, ignore_errors=True)
             raise
         checkpoint = self.config.checkpoint
@@ -175,7 +175,7 @@ class CheckpointSaver:
         if self.first:
             try:
                 action()
-            except OSError as caught:
+            except Exception as caught:  # whatever it is, the others wait for the outcome
                 outcome = [_reason(caught)]
                 self.say(f"megasink: checkpoint not saved ({outcome[0]}); older ones are kept, the run goes on")
         dist.broadcast_object_list(outcome, src=0)
@@ -207,17 +207,21 @@ def save_checkpoint(
 def _write(directory: Path, contents: dict[str, Any]) -> Entries:
     """In the thread: every file of this rank, on the disk with its digest when this returns."""
     entries: Entries = {}
-    while contents:
-        name, content = contents.popitem()  # so that memory is freed as we go
-        path = directory / name
-        if isinstance(content, str):
-            path.write_text(content, encoding="utf-8")
-        elif path.suffix == ".safetensors":
-            save_file(content, path, metadata={"format": "pt"})
-        else:
-            torch.save(content, path)
-        path.chmod(0o644)  # safetensors lets nobody else read
-        entries[name] = describe_file(path)
+    try:
+        while contents:
+            name, content = contents.popitem()  # so that memory is freed as we go
+            path = directory / name
+            if isinstance(content, str):
+                path.write_text(content, encoding="utf-8")
+            elif path.suffix == ".safetensors":
+                save_file(content, path, metadata={"format": "pt"})
+            else:
+                torch.save(content, path)
+            path.chmod(0o644)  # safetensors lets nobody else read
+            entries[name] = describe_file(path)
+    finally:
+        contents.clear()  # an error's traceback keeps this frame, for long, and must not keep the copy with it
+        content = None
     return entries
 
 

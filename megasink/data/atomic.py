@@ -1,12 +1,13 @@
 """Files that are whole or absent."""
 
 import os
+import uuid
 from pathlib import Path
 
 
 def temporary_path(path: Path) -> Path:
-    """A name in the same folder (renaming is atomic only there) that no other process uses."""
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    """A new name in the same folder (renaming is atomic only there) that no other process uses, on no other node."""
+    return path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -33,8 +33,9 @@ def find_boundaries(document_ids: Tensor) -> Boundaries:
         ranges = tuple(tuple(zip(row, [*row[1:], length], strict=True)) for row in starts)
         return Boundaries(first_token, ranges, None)
     batch, length = document_ids.shape
-    make = torch.compile(create_block_mask)  # fused: eager, it would build the dense mask it replaces
-    block_mask = make(same_document(document_ids), batch, None, length, length, device=document_ids.device)
+    block_mask = _compiled_create_block_mask()(
+        same_document(document_ids), batch, None, length, length, device=document_ids.device
+    )
     return Boundaries(first_token, None, block_mask)
 
 
@@ -80,6 +81,11 @@ def flex_document_attention(
     """`attend` is flex_attention, compiled for training (uncompiled it multiplies whole matrices)."""
     context, auxiliary = attend(query, key, value, block_mask=block_mask, return_aux=AuxRequest(lse=True))
     return context, auxiliary.lse.detach()
+
+
+@lru_cache(maxsize=1)  # once: torch keeps something of each call of compile for ever
+def _compiled_create_block_mask():
+    return torch.compile(create_block_mask)  # fused: eager, it would build the dense mask it replaces
 
 
 @lru_cache(maxsize=1)

@@ -63,8 +63,8 @@ def read_progress(run: StudyRun, queue_state: str | None = None) -> RunProgress:
 
 
 def _state(run: StudyRun, step: int, queue_state: str | None) -> str:
-    saved = (int(path.parent.name[5:]) for path in run.folder.glob("checkpoints/step_*/manifest.json"))
-    if max(saved, default=-1) >= run.config.training.train_iters:
+    saved = (path.parent.name.removeprefix("step_") for path in run.folder.glob("checkpoints/step_*/manifest.json"))
+    if max((int(steps) for steps in saved if steps.isdigit()), default=-1) >= run.config.training.train_iters:
         return FINISHED
     if queue_state is not None:
         return queue_state

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
 from deepspeed.utils import set_z3_leaf_modules
+from deepspeed.utils.timer import NoopTimer
 from torch import Tensor, nn
 
 from megasink.checkpoint.weights import load_weights
@@ -75,6 +76,7 @@ class TrainEngine:
                 mpu=None if self.pipelined else PipelineParallelGrid(topology, dist.group.WORLD),
                 dist_init_required=False,
             )
+            self.engine.timers = NoopTimer()  # its own would keep two events of every step and never look at them
             fuse(self.engine, self.compiles)
 
     @property

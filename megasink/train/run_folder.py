@@ -54,7 +54,8 @@ class RunFolder:
 
     def say(self, text: str) -> None:
         """One line for the person who watches, now and later in train.log."""
-        print(text, flush=True)
+        with contextlib.suppress(OSError):  # a full disk under a log ends no run
+            print(text, flush=True)
         with contextlib.suppress(OSError), open(self.path / "train.log", "a", encoding="utf-8") as file:
             file.write(text + "\n")
 

@@ -63,10 +63,12 @@ def _position_curves(report: SinkReport, null: SinkReport | None) -> Figure:
     figure = Figure(figsize=(12.0, 6.4), layout="constrained")
     centre = (report["position_start"] + report["position_end"] + 1) / 2
     for axes, name in zip(figure.subplots(2, 3).flat, _CURVES, strict=False):
-        axes.plot(centre, report[name].mean(axis=0), marker=".", label=f"step {report.meta['step']}")
+        values = report[name].mean(axis=0)
+        axes.plot(centre, values, marker=".", label=f"step {report.meta['step']}")
         if null is not None and name in null.arrays:
             axes.plot(centre, null[name].mean(axis=0), linestyle="--", color="gray", label="untrained")
-        axes.set(title=name, xlabel="position, from 1", xscale="log", yscale="log")
+        scale = "log" if (values > 0).any() else "linear"  # of a step whose gradients are NaN nothing is
+        axes.set(title=name, xlabel="position, from 1", xscale="log", yscale=scale)
         axes.legend()
     return figure
 

@@ -1,6 +1,7 @@
 """A checkpoint is whole, or what is wrong with it is named; outdated ones go and the others stay."""
 
 import os
+import shutil
 
 import pytest
 
@@ -65,6 +66,13 @@ def test_which_checkpoints_stay(tmp_path, keep_last, keep_every, left):
     make_complete(tmp_path, range(0, 50, 10))
     remove_outdated(tmp_path, keep_last, keep_every)
     assert steps_left(tmp_path) == left
+
+
+def test_a_copy_under_another_name_is_left_alone(tmp_path):
+    make_complete(tmp_path, [10, 20, 30])
+    shutil.copytree(checkpoint_path(tmp_path, 10), tmp_path / "step_00000010_best")
+    remove_outdated(tmp_path, 1, 0)
+    assert steps_left(tmp_path) == [30] and (tmp_path / "step_00000010_best").is_dir()
 
 
 def test_one_that_is_being_written_is_neither_counted_nor_removed(tmp_path):

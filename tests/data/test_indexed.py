@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megasink.data.atomic import temporary_path
 from megasink.data.indexed import HEADER, IndexedDataset, IndexedDatasetWriter, bin_path, idx_path
 from megasink.errors import UserError
 
@@ -210,3 +211,9 @@ def test_a_manifest_of_other_files(tmp_path):
 def test_the_suffix_may_be_given(tmp_path):
     write(tmp_path / "p", DOCUMENTS, 100)
     assert len(IndexedDataset(tmp_path / "p.bin")) == len(IndexedDataset(f"{tmp_path}/p.idx")) == 4
+
+
+def test_temporary_names_are_of_one_process_on_one_node(tmp_path):
+    """Containers of two nodes often have the same process ids."""
+    first, second = (temporary_path(tmp_path / "cache.npy") for _ in range(2))
+    assert first != second and first.parent == second.parent == tmp_path

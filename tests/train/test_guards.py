@@ -5,21 +5,46 @@ import json
 import math
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from megasink.model.llama import Llama, blocks_of, token_losses
+from megasink.parallel.layout import ParallelLayout
+from megasink.stats.recorder import SinkRecorder
 from megasink.stats.report import SCHEMA, SinkReport
 from megasink.train import record_file
 from megasink.train.bad_numbers import SPIKE_WINDOW, BadNumbers
 from megasink.train.diagnosis import where_it_begins
 from megasink.train.record_file import RecordFile
+from megasink.train.run_folder import RunFolder
+from megasink.train.sink_charts import draw_charts
 from megasink.train.stop import SIGNALS, StopRequest
 from megasink.train.straggler import StragglerReport
 from megasink.train.watchdog import summary
 from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import tiny_batch, tiny_config
+
+
+def test_a_full_disk_under_the_console_ends_no_run(monkeypatch, tmp_path):
+    with pytest.raises(OSError, match="No space"), open("/dev/full", "w") as full:  # at its end, of what it still holds
+        monkeypatch.setattr(sys, "stdout", full)
+        RunFolder(tmp_path).say("step 1")
+    monkeypatch.undo()
+    assert (tmp_path / "train.log").read_text() == "step 1\n"
+
+
+def test_charts_of_a_step_whose_gradients_are_nan_are_drawn():
+    config = tiny_config()
+    model = Llama(config, seed=1)
+    recorder = SinkRecorder(config, ParallelLayout(), blocks_of(model))
+    tokens, labels = tiny_batch(config)
+    recorder.start("full")
+    (token_losses(model(tokens), labels, config, ParallelLayout()).sum() * math.nan).backward()
+    assert len(draw_charts(recorder.report(step=0), null=None)) == 2
 
 
 def followed(losses, norms=None, max_in_a_row=3):
