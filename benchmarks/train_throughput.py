@@ -52,7 +52,7 @@ class ThroughputConfig:
     micro_batch_size: str = "8"
     """Sequences per forward pass."""
     seq_length: str = ""
-    """Instead of the shape's: of each, as many sequences as keep the tokens of a micro-batch."""
+    """Instead of the shape's: of each, as many sequences as keep the tokens of a micro-batch, at least one."""
     accumulate: str = "1,4"
     """Micro-batches per optimizer step."""
     steps: int = 12
