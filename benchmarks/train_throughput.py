@@ -183,11 +183,11 @@ def _run_process(work: Work, request: Path, results: Path, log: Path, minutes: f
 
 
 def _sizes(shape: Shape, micro_batches: Sequence[int], lengths: Sequence[int]) -> list[tuple[Shape, int]]:
-    sizes = []
-    for micro_batch in micro_batches:
-        tokens = micro_batch * shape.seq_length
-        sizes += [(replace(shape, seq_length=length), max(1, tokens // length)) for length in lengths]
-        sizes += [] if lengths else [(shape, micro_batch)]
+    sizes = [
+        (replace(shape, seq_length=length), max(1, micro_batch * shape.seq_length // length))
+        for micro_batch in micro_batches
+        for length in lengths or (shape.seq_length,)
+    ]
     return list(dict.fromkeys(sizes))
 
 

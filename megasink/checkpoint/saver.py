@@ -8,6 +8,7 @@ import functools
 import json
 import shutil
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -219,9 +220,11 @@ def _write(directory: Path, contents: dict[str, Any]) -> Entries:
                 torch.save(content, path)
             path.chmod(0o644)  # safetensors lets nobody else read
             entries[name] = describe_file(path)
-    finally:
-        contents.clear()  # an error's traceback keeps this frame, for long, and must not keep the copy with it
+    except BaseException as error:  # its traceback stays for long, and must not keep the copy with it
+        contents.clear()
         content = None
+        traceback.clear_frames(error.__traceback__)
+        raise
     return entries
 
 

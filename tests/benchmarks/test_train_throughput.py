@@ -123,7 +123,7 @@ def test_bad_flags_are_one_line(change, word):
         benchmark.points(dataclasses.replace(benchmark.ThroughputConfig(scratch="/tmp"), **change))
 
 
-def test_other_lengths_keep_the_tokens_of_a_micro_batch():
+def test_other_lengths_keep_the_tokens_of_a_micro_batch_down_to_one_sequence():
     config = benchmark.ThroughputConfig(cases="bare", seq_length="2048,8192,32768", scratch="/tmp")
     sizes = [(work.shape.seq_length, work.micro_batch_size) for _, work in benchmark.points(config)]
     assert sizes == [(2048, 8), (8192, 2), (32768, 1)]

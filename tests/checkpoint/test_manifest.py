@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import weakref
 
 import pytest
+import torch
 
 from megasink.checkpoint.manifest import MANIFEST_FILE, describe_file, find_damage, write_manifest
 from megasink.checkpoint.retention import remove_outdated
 from megasink.checkpoint.run_checkpoint import checkpoint_path, complete_checkpoints
+from megasink.checkpoint.saver import _write as write_files
 
 
 @pytest.fixture
@@ -80,3 +83,15 @@ def test_one_that_is_being_written_is_neither_counted_nor_removed(tmp_path):
     checkpoint_path(tmp_path, 30).mkdir()
     assert remove_outdated(tmp_path, 2, 0) == []
     assert steps_left(tmp_path) == [10, 20] and checkpoint_path(tmp_path, 30).exists()
+
+
+@pytest.mark.parametrize("name", ["state.pt", "model.safetensors"])
+def test_a_write_that_failed_keeps_no_copy(tmp_path, name):
+    """Its error stays for long; tensors that it held would be a checkpoint's worth of memory each time."""
+    contents = {"later.pt": torch.ones(4), name: {"weight": torch.ones(4)}}
+    copies = [weakref.ref(contents["later.pt"]), weakref.ref(contents[name]["weight"])]
+    try:
+        write_files(tmp_path / "absent", contents)
+    except Exception as caught:
+        error = caught
+    assert error.__traceback__ is not None and [copy() for copy in copies] == [None, None]
