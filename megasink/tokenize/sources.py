@@ -38,24 +38,29 @@ def find_sources(inputs: tuple[str, ...]) -> list[SourceFile]:
 
     In a folder (searched to any depth, links followed once) only known suffixes count: .jsonl .ndjson .json .txt .md,
     also with .gz or .zst, .parquet and .arrow. A file named outright with another suffix is plain text. A folder that
-    `datasets` saved is read in its own order.
+    `datasets` saved is read in its own order. Of one folder or pattern a file with several names (links) is read once,
+    by the first of them.
 
     Raises:
-        UserError: nothing there, unreadable, or the same data twice (a file by two names, or x.jsonl and x.jsonl.gz).
+        UserError: nothing there, unreadable, or the same data twice (a file of two inputs, or x.jsonl and x.jsonl.gz).
     """
     if not inputs:
         raise UserError("--input: name at least one file, folder or pattern (or --hf-dataset)")
     sources: list[SourceFile] = []
     first_name: dict[tuple[int, int], str] = {}
     for name in inputs:
+        of_this_name: dict[tuple[int, int], str] = {}
         for path in _expand(name):
             status = _status(path)
             identity = (status.st_dev, status.st_ino)
+            if identity in of_this_name:
+                continue  # a link beside what it links to, as package and header folders have them
             if identity in first_name:
                 raise UserError(f"--input {path}: the same file as {first_name[identity]}; every file is read once")
-            first_name[identity] = path
+            of_this_name[identity] = path
             form, compression = classify(path)
             sources.append(SourceFile(path, form, compression, status.st_size))
+        first_name |= of_this_name
     _refuse_twins(sources)
     return sources
 

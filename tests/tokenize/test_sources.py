@@ -57,6 +57,14 @@ def test_symlink_loops_end(tree):
         names(tree, "")
 
 
+def test_a_link_beside_its_file_is_not_read_again(tree):
+    """Folders of headers and packages have them; of two inputs the same file is a mistake (below)."""
+    (tree / "b-again.jsonl").symlink_to("b.jsonl")
+    (tree / "deeper").symlink_to("deep")
+    assert names(tree, "") == ["a.jsonl.gz", "b-again.jsonl", "deep/d.txt.zst", "deep/er/c.parquet"]
+    assert names(tree, "deep*/**/*.zst") == ["deep/d.txt.zst"]
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
