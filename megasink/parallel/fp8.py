@@ -81,7 +81,8 @@ def scaled_product(left: Tensor, left_scale: Tensor, right: Tensor, right_scale:
 
 class _Fp8Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_states, joined, gradient_format, *weights):
+    def forward(ctx, *inputs):  # without names of their own: see _JoinedLinear
+        hidden_states, joined, gradient_format, *weights = inputs
         joined = weights[0] if joined is None else joined  # not an argument twice: the compiler would stop there
         states, states_scale = quantise(hidden_states.flatten(0, -2), INPUT_FORMAT)
         weight, weight_scale = quantise(joined, INPUT_FORMAT)

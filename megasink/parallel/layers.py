@@ -106,8 +106,11 @@ def joined_weight(layers: list[ColumnParallelLinear]) -> Tensor | None:
 class _JoinedLinear(torch.autograd.Function):
     """x W^T for a W whose rows are those of several weights; each receives its rows of the gradient."""
 
+    # torch 2.11's compiler, without gradients, takes `ctx` away where arguments and the names before `*` and it are as
+    # many: two weights after two names. So none has a name of its own.
     @staticmethod
-    def forward(ctx, hidden_states, joined, *weights):
+    def forward(ctx, *inputs):
+        hidden_states, joined, *weights = inputs
         ctx.save_for_backward(hidden_states, joined)
         ctx.rows = [weight.shape[0] for weight in weights]
         return F.linear(hidden_states, joined)

@@ -187,6 +187,18 @@ def test_a_compiled_block_is_one_graph_with_the_same_numbers(mode):
         assert (one.double() - other.double()).norm() <= 0.02 * other.double().norm()
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_compiled_without_gradients_it_is_the_same_product(count):
+    """As in evaluation; torch 2.11 failed on two weights (newer versions do not)."""
+    torch.manual_seed(0)
+    states = torch.randn(2, 8, 32, dtype=torch.bfloat16)
+    weights = [torch.randn(16, 32, dtype=torch.bfloat16, requires_grad=True) for _ in range(count)]
+    compiled = torch.compile(fp8_linear, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        product = compiled(states, weights, torch.float8_e5m2)
+    assert torch.equal(product, fp8_linear(states, weights, torch.float8_e5m2))
+
+
 def test_a_gpu_without_fp8_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
