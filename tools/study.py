@@ -1,4 +1,4 @@
-"""Arms x seeds of one recipe, submitted to Slurm or run in turn, compared on one live page: docs/studies.md.
+"""Arms x seeds of one recipe, submitted to Slurm or run here, compared on one live page: docs/studies.md.
 
 python tools/study.py STUDY.yaml           # start, or go on where the runs stand
 python tools/study.py STUDY.yaml --status

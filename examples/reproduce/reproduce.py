@@ -80,6 +80,8 @@ class ReproduceRequest:
     """Instead of the recipe's."""
     arms: tuple[str, ...] = ()
     """Only these arms of the recipe."""
+    at_once: int = 1
+    """So many runs at the same time (docs/studies.md)."""
 
 
 def reproduce(request: ReproduceRequest) -> int:
@@ -91,7 +93,7 @@ def reproduce(request: ReproduceRequest) -> int:
     path = write_study(recipe, request, out)
     study = load_study(path)
     say_epochs(study, manifest)
-    code = run_study(StudyRequest(study=str(path), on="local"))
+    code = run_study(StudyRequest(study=str(path), on="local", at_once=request.at_once))
     collect(study, path, out / "results")
     if recipe.analysis and code == 0:
         analyse(study, recipe, out)

@@ -11,6 +11,7 @@ import tyro
 
 from megasink.errors import UserError
 from megasink.study import slurm
+from megasink.study.gpus import deal_gpus, visible_gpus
 from megasink.study.local import run_in_turn
 from megasink.study.page import REFRESH_S, write_page
 from megasink.study.run_folder_reader import FINISHED, OVER, QUEUED, RUNNING, RunProgress, read_progress
@@ -29,6 +30,8 @@ class StudyRequest:
     on: Literal["slurm", "local"] | None = None
     """slurm: submit what is not finished and not queued; local: one run after the other here. Default: slurm if the
     file has sbatch options, local otherwise."""
+    at_once: int = 1
+    """Locally: so many runs go on at the same time; the visible GPUs are dealt out to them."""
     status: bool = False
     """Only print the state of all runs and draw the page."""
     watch: bool = False
@@ -47,6 +50,10 @@ def run_study(request: StudyRequest) -> int:
         raise UserError("give one of --status, --watch, --cancel and --dry-run")
     if (request.watch or request.cancel) and not on_slurm:
         raise UserError(f"--{'watch' if request.watch else 'cancel'} is for Slurm; --on local stops with Ctrl-C")
+    if request.at_once < 1:
+        raise UserError(f"--at-once {request.at_once}: at least one run goes on at a time")
+    if request.at_once > 1 and on_slurm:
+        raise UserError("--at-once is for --on local; Slurm itself decides how many jobs run at the same time")
     if request.dry_run:
         return _print_commands(study, on_slurm)
     if request.status:
@@ -54,7 +61,7 @@ def run_study(request: StudyRequest) -> int:
     if request.cancel:
         return _cancel(study)
     check_same_settings(study)
-    return _submit(study, request.watch) if on_slurm else _run_here(study)
+    return _submit(study, request.watch) if on_slurm else _run_here(study, request.at_once)
 
 
 def _progress(study: Study, on_slurm: bool) -> list[RunProgress]:
@@ -110,12 +117,16 @@ def _submit(study: Study, watch: bool) -> int:
     return _show(study, on_slurm=True)
 
 
-def _run_here(study: Study) -> int:
+def _run_here(study: Study, at_once: int) -> int:
+    gpus = visible_gpus() if at_once > 1 else []
+    dealt = deal_gpus(gpus, at_once)
+    if idle := gpus[at_once * len(dealt[0]) :]:
+        _say(f"{len(gpus)} GPUs, {at_once} runs at once: {len(dealt[0])} each; left idle: GPU {', '.join(idle)}")
     with _only_one(study):
         refresh = _Refresh(study)
         print(f"page: {study.page}", flush=True)
         refresh.draw(live=True)
-        completed = run_in_turn(study, refresh, _say)
+        completed = run_in_turn(study, dealt, refresh, _say)
         refresh.draw(live=False)
     progress = _progress(study, on_slurm=False)
     print(f"\n{headline(progress)}\n\n{status_table(progress)}\n\npage: {study.page}")

@@ -114,10 +114,11 @@ def test_from_text_to_verdict(tmp_path, monkeypatch, capfd):
 
     def run(*flags: str) -> int:
         monkeypatch.chdir(tmp_path)
-        return reproduce(parse_cli(ReproduceRequest, ["recipe.yaml", "--out", "out", *flags]))
+        return reproduce(parse_cli(ReproduceRequest, ["recipe.yaml", "--out", "out", "--at-once", "2", *flags]))
 
     assert run("--text", "text", "--glob", "*.py") == 0
     said = capfd.readouterr().out
+    assert said.index("V-scale_seed1: from step 0") < said.index("baseline_seed1: finished")
     results = out / "results"
     assert "cannot be said: the gate is closed" in (results / "verdict_seed_1.md").read_text()
     report = json.loads((results / "report_seed_1" / "metrics.json").read_text())

@@ -1,9 +1,6 @@
 """A real study on this machine: interrupted, gone on with, one arm diverging, the arms seeing the same data."""
 
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import filelock
@@ -13,24 +10,7 @@ from megasink.errors import UserError
 from megasink.study.command import StudyRequest, run_study
 from tests.helpers.jobs import ROOT, metrics, write_tokens
 from tests.study.files import TINY_FLAGS, write_study
-
-LAUNCHER = f"""
-trap 'kill -9 $!' TERM INT
-RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 {sys.executable} -u -m megasink.train "$@" &
-wait $!
-"""
-"""A launch script that treats its rank as DeepSpeed's launcher does: asked to stop, it does not let it save."""
-
-
-def start(study: Path) -> subprocess.Popen:
-    words = [sys.executable, ROOT / "tools" / "study.py", study]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.Popen(words, env=environment, cwd=ROOT, **pipes)
+from tests.study.launching import LAUNCHER, start, until
 
 
 def again(study: Path) -> int:
@@ -51,8 +31,7 @@ def test_interrupted_and_gone_on_with(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
 
     first = start(study)
-    while first.poll() is None and not (out / "steady_seed1234" / "metrics.jsonl").exists():
-        time.sleep(0.1)
+    until(first, (out / "steady_seed1234" / "metrics.jsonl").exists)
     first.send_signal(signal.SIGINT)
     said = first.communicate(timeout=120)[0]
     assert first.returncode == 75, said
