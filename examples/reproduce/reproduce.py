@@ -166,28 +166,26 @@ def say_epochs(study: Study, manifest: dict) -> None:
 
 
 def analyse(study: Study, recipe: Recipe, out: Path) -> None:
-    """A report for every seed and saved step; of the last step one more for each further arm, and the verdict."""
+    """For each seed the report of the last step, one more for each further arm, the verdict; then earlier saved steps."""
     for seed in dict.fromkeys(run.seed for run in study.runs):
         runs = [run for run in study.runs if run.seed == seed]
         baseline, *others = runs = sorted(runs, key=lambda run: run.arm != study.baseline)
         place = out / "reports" / f"seed_{seed}" / "+".join(run.arm for run in runs)
         saved = sorted(path.name for path in (baseline.folder / "checkpoints").glob("step_*"))
-        steps = [step for step in saved if step != "step_00000000"]  # the null is measured beside each
-        for step in steps:
-            report = place / step
-            flags = recipe.analysis | (recipe.last_analysis if step == steps[-1] else {})
-            if others:
-                flags["compare"] = f"{baseline.arm}:{others[0].arm}"
-            _analyse(runs, step, flags, out, report)
+        *earlier, last = [step for step in saved if step != "step_00000000"]  # the null is measured beside each
+        pair = {"compare": f"{baseline.arm}:{others[0].arm}"} if others else {}
+        _analyse(runs, last, recipe.analysis | recipe.last_analysis | pair, out, place / last)
         for other in others[1:]:
             flags = recipe.analysis | {"compare": f"{baseline.arm}:{other.arm}", "figures": "6,7"}
-            _analyse([baseline, other], steps[-1], flags, out, report.with_name(f"{steps[-1]}_{other.arm}"))
-        text = verdict_text(read_figures(report))
+            _analyse([baseline, other], last, flags, out, place / f"{last}_{other.arm}")
+        text = verdict_text(read_figures(place / last))
         (out / "results" / f"verdict_seed_{seed}.md").write_text(text, encoding="utf-8")
-        print(f"\nseed {seed}, {steps[-1]}\n\n{text}")
+        print(f"\nseed {seed}, {last}\n\n{text}", flush=True)
         kept = out / "results" / f"report_seed_{seed}"
         shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(report, kept, ignore=shutil.ignore_patterns("*.svg"))
+        shutil.copytree(place / last, kept, ignore=shutil.ignore_patterns("*.svg"))
+        for step in earlier:
+            _analyse(runs, step, recipe.analysis | pair, out, place / step)
 
 
 def _analyse(runs: list, step: str, flags: dict[str, str], out: Path, report: Path) -> None:

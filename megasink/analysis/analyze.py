@@ -85,7 +85,8 @@ def analyze(request: AnalysisRequest, command: str) -> None:
 def _read_settings(request: AnalysisRequest, first: Source) -> list[TokenSequences]:
     """The same text in every length and with and without BOS, as asked for."""
     lengths = parse_lengths(request.seq_length or str(first.config.model.seq_length))
-    begins = {"off": [False], "on": [True], "both": [False, True]}[request.bos]
+    trained = first.config.data.bos_first
+    begins = {"auto": [trained], "off": [False], "on": [True], "both": [False, True]}[request.bos]
     count = parse_count(request.tokens)
     return [
         read_tokens(request.data, request.tokenizer, first.config, length, count, bos)

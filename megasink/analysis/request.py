@@ -25,8 +25,9 @@ class AnalysisRequest:
     """How many tokens to measure on: 16k is 16,000, 1M is 1,000,000."""
     seq_length: str | None = None
     """Tokens per sequence, one length or several: 64,1024; default: what the first checkpoint was trained with."""
-    bos: Literal["off", "on", "both"] = "off"
-    """on: every sequence begins with the tokenizer's BOS; off: with whatever token the text has there."""
+    bos: Literal["auto", "off", "on", "both"] = "auto"
+    """on: every sequence begins with the tokenizer's BOS; off: with whatever token the text has there; auto: on where
+    the first checkpoint was trained with --bos-first."""
     tokenizer: str | None = None
     """Tokenizer of a text file; default: the one in the first checkpoint's configuration."""
     metrics: Literal["all", "forward", "grad"] = "all"

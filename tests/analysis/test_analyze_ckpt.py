@@ -205,6 +205,17 @@ def test_several_lengths_with_and_without_bos(made, tmp_path):
     assert len(folders) == 4
 
 
+@pytest.mark.parametrize("bos_first", [False, True])
+def test_without_a_flag_bos_is_first_where_it_was_in_training(made, copied, tmp_path, bos_first):
+    config = copied / "checkpoints" / "step_00000020" / "config.yaml"
+    assert "bos_first: false" in config.read_text()
+    config.write_text(config.read_text().replace("bos_first: false", f"bos_first: {str(bos_first).lower()}"))
+    out = tmp_path / "out"
+    options = dict(tokenizer=make_tokenizer(tmp_path), out=str(out), metrics="forward", figures="7", null="none")
+    analyze(request_for(made, copied, **options), "")
+    assert json.loads((out / "metrics.json").read_text())["settings"][0]["bos"] is bos_first
+
+
 def test_bos_is_put_before_the_text(made, tmp_path):
     source = find_source(made / "base")
     tokenizer = make_tokenizer(tmp_path)
