@@ -166,7 +166,7 @@ def say_epochs(study: Study, manifest: dict) -> None:
 
 
 def analyse(study: Study, recipe: Recipe, out: Path) -> None:
-    """For each seed the report of the last step, one more for each further arm, the verdict; then earlier saved steps."""
+    """For each seed the last step's report, one more for each further arm, the verdict; then earlier saved steps."""
     for seed in dict.fromkeys(run.seed for run in study.runs):
         runs = [run for run in study.runs if run.seed == seed]
         baseline, *others = runs = sorted(runs, key=lambda run: run.arm != study.baseline)

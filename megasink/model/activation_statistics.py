@@ -17,11 +17,21 @@ _LOWEST, _HIGHEST = -40.0, 24.0
 
 @torch.no_grad()
 def activation_moments(hidden_states: Tensor) -> Tensor:
-    """Sums of a, a^2, a^3, a^4 over [B, T, H] -> float64 [B, 4]; they add up over ranks and micro-batches."""
+    """Sums of a, a^2, a^3, a^4 over [B, T, H] -> float64 [B, 4]; they add up over ranks and micro-batches.
+
+    A token's elements are summed in fp32 (float64 for float64), tokens in float64.
+    """
     wide = widen(hidden_states)
     square = wide.square()
     powers = (wide, square, square * wide, square.square())
-    return torch.stack([power.sum(dim=(1, 2), dtype=torch.float64) for power in powers], dim=-1)
+    return torch.stack([_sum_by_sequence(power) for power in powers], dim=-1)
+
+
+def _sum_by_sequence(elements: Tensor) -> Tensor:
+    """[B, T, H] -> [B]; of fp32, float64. Not in one step: with as many sequences as columns torch 2.11 takes that for
+    a sum over tokens, fuses it with the norms, and fails on any type but fp32."""
+    per_token = elements.sum(dim=2)
+    return per_token.sum(dim=1, dtype=torch.float64 if per_token.is_floating_point() else None)
 
 
 @torch.no_grad()
@@ -34,7 +44,7 @@ def activation_order(hidden_states: Tensor, shared: Axis) -> Tensor:
     magnitude = widen(hidden_states).abs()
     median = histogram_median(all_reduce(magnitude_histogram(magnitude), shared))
     threshold = (MASSIVE_RELATIVE * median).clamp(min=MASSIVE_ABSOLUTE)
-    massive = (magnitude > threshold[:, None, None]).sum(dim=(1, 2))
+    massive = _sum_by_sequence(magnitude > threshold[:, None, None])
     order = (magnitude.amax(dim=(1, 2)), median, massive)
     return torch.stack([figure.to(magnitude.dtype) for figure in order], dim=-1)
 
