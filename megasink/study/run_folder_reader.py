@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,12 +141,17 @@ def _last_code(log: Path) -> int | None:
     return None
 
 
+_EXCEPTION = re.compile(r"[\w.]+(Error|Exception)(:|$)")
+
+
 def _last_words(log: Path) -> str:
-    """What the last launch said at its end: its last line that is ours, else (a crash) whatever came last."""
+    """What the last launch said at its end: its last line that is ours, else (a crash) the last exception's or, without
+    one, whatever came last. DeepSpeed's launcher speaks after a crash; its lines say nothing of it."""
     lines = [line.strip() for line in _tail(log) if line.strip() and not line.startswith(ENDED)]
-    for line in reversed(lines):
-        if line.startswith(("megasink: starting;", "megasink: resuming after")):
-            break
-        if line.startswith(("megasink:", "Stopped after")):
-            return line.removeprefix("megasink: ")
-    return lines[-1] if lines else ""
+    begun = [
+        place for place, line in enumerate(lines) if line.startswith(("megasink: starting;", "megasink: resuming"))
+    ]
+    lines = lines[begun[-1] + 1 :] if begun else lines
+    ours = [line.removeprefix("megasink: ") for line in lines if line.startswith(("megasink:", "Stopped after"))]
+    exceptions = [line for line in lines if _EXCEPTION.match(line)]
+    return (ours or exceptions or lines or [""])[-1]

@@ -76,11 +76,24 @@ def test_a_diverged_run_is_marked_until_it_has_got_past_it(study):
     assert read_progress(run).state == "stopped"
 
 
-def test_of_a_crash_the_last_line_is_shown(study):
+@pytest.mark.parametrize(
+    "after", ["", "\nSet TORCHDYNAMO_VERBOSE=1\n[ERROR] [launch.py:259:sigkill_handler] ['python']\n"]
+)
+def test_of_a_crash_the_exception_is_shown(study, after):
+    """And not what a launcher says of it, nor what an earlier launch ended with."""
     run = study.runs[0]
     run.log.parent.mkdir()
-    run.log.write_text(f"megasink: starting; 0.1M parameters\nTraceback\nRuntimeError: no memory\n{ENDED}1\n")
-    assert read_progress(run).note == "RuntimeError: no memory"
+    before = f"megasink: starting; 0.1M parameters\nKeyError: before\nmegasink: no room\n{ENDED}76\n"
+    began = "megasink: starting; 0.1M parameters\nTraceback\n  raise e\n"
+    run.log.write_text(f"{before}{began}torch.OutOfMemoryError: no memory{after}\n{ENDED}1\n")
+    assert read_progress(run).note == "torch.OutOfMemoryError: no memory"
+
+
+def test_of_a_crash_without_an_exception_the_last_line_is_shown(study):
+    run = study.runs[0]
+    run.log.parent.mkdir()
+    run.log.write_text(f"megasink: starting; 0.1M parameters\nSegmentation fault\n{ENDED}-11\n")
+    assert read_progress(run).note == "Segmentation fault"
 
 
 @pytest.mark.parametrize(("code", "state"), [(2, "failed"), (1, "failed"), (75, "stopped"), (76, "stopped")])
