@@ -58,6 +58,9 @@ def pretended_gpu(monkeypatch):
     answers |= dict(_lazy_init=None, _exchange_device=0, _maybe_exchange_device=0)
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda.random, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *_: torch.zeros(16, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
     interface = dict(answers, get_compute_capability=90, get_raw_stream=0, exchange_device=0, maybe_exchange_device=0)
     for name in set(interface) & set(dir(device_interface.CudaInterface)):
         answer = interface[name]
@@ -89,10 +92,16 @@ def compile_there(graph: torch.fx.GraphModule, inputs: list, is_backward: bool) 
     mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     with torch.no_grad(), inductor_config.patch(compile_threads=1, force_disable_caches=True):
         with mode:
-            there = [torch.empty_strided(each.shape, each.stride(), dtype=each.dtype, device=GPU) for each in inputs]
+            there = tree_map(_there, inputs)
         FakeTensorProp(graph, mode).propagate_dont_convert_inputs(*there)
         with V.set_fake_mode(mode), torch._guards.tracing(torch._guards.TracingContext(mode)):
             compile_fx_inner(graph, there, is_backward=is_backward)
+
+
+def _there(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    if tensor is None:
+        return None
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=GPU)
 
 
 def compile_block(config: ModelConfig, sequences: int, level: str | None, gradients: bool) -> list[str]:
