@@ -7,13 +7,22 @@ from torch import nn
 
 from megasink.config import OptimizerConfig
 
+_ALIGNED_ELEMENTS = 8
+"""bf16 numbers in 16 bytes, the widest load of a GPU's thread."""
+
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Matrices decay; norm weights and V-scale's theta do not."""
+    """Matrices decay; norm weights and V-scale's theta do not.
+
+    DeepSpeed lays a group's weights behind each other, in this order: those of odd sizes (theta of a few heads) come
+    last, so that all others begin at multiples of 16 bytes. A block compiled for one layer reads those of every layer,
+    and torch's compiler looks at the first layer's addresses only.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    vectors = sorted((p for p in parameters if p.dim() < 2), key=lambda p: p.numel() % _ALIGNED_ELEMENTS != 0)
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],

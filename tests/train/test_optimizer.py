@@ -3,7 +3,8 @@
 import pytest
 from torch import nn
 
-from megasink.config import OptimizerConfig
+from megasink.config import ModelConfig, OptimizerConfig
+from megasink.model.llama import Llama
 from megasink.train.optimizer import build_optimizer, learning_rate
 
 
@@ -33,3 +34,17 @@ def test_matrices_decay_vectors_do_not():
     decaying, kept = build_optimizer(model, OptimizerConfig(weight_decay=0.1)).param_groups
     assert decaying["weight_decay"] == 0.1 and decaying["params"] == [model[0].weight]
     assert kept["weight_decay"] == 0.0 and kept["params"] == [model[1].weight]
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 8])
+def test_behind_each_other_all_weights_but_theta_begin_at_multiples_of_16_bytes(heads):
+    """As DeepSpeed lays a group out; elsewhere a GPU's 16-byte loads of norm weights fail in a block compiled once for
+    all layers."""
+    shape = dict(num_layers=3, hidden_size=64, ffn_hidden_size=64, num_attention_heads=8, num_query_groups=heads)
+    model = Llama(ModelConfig(**shape, vocab_size=128, seq_length=16, v_scale="on"))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for group in build_optimizer(model, OptimizerConfig()).param_groups:
+        begin = 0
+        for parameter in group["params"]:
+            assert begin * 2 % 16 == 0 or names[parameter].endswith("theta"), names[parameter]
+            begin += parameter.numel()
