@@ -22,6 +22,7 @@ from megasink.config import RunConfig
 from megasink.errors import UserError
 from megasink.model.llama import stage_blocks
 from megasink.parallel.layout import ParallelLayout
+from megasink.parallel.shard import ALIGNED_ELEMENTS
 
 STATE_FILE = "state.json"
 
@@ -129,7 +130,11 @@ def read_state(checkpoint: Path) -> dict:
 
 def describe_layout(config: RunConfig, layout: ParallelLayout) -> dict:
     """What DeepSpeed's files depend on."""
-    return {
+    heads, ranks = config.model.num_key_value_heads, layout.tensor.size
+    thetas = heads // ranks if heads >= ranks else heads
+    # until 2026-11-28 they lay between the norm weights, as in modules
+    order = {"thetas": "last"} if config.model.v_scale == "on" and thetas % ALIGNED_ELEMENTS else {}
+    return order | {
         "tensor_parallel": layout.tensor.size,
         "pipeline_parallel": layout.pipeline.size,
         "data_parallel": layout.replica.size,

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from megasink.parallel.layout import Axis
 
+ALIGNED_ELEMENTS = 8
+"""bf16 numbers in 16 bytes, the widest load of a GPU's thread."""
+
 
 @dataclass(frozen=True)
 class Shard:

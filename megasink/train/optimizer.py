@@ -6,9 +6,7 @@ import torch
 from torch import nn
 
 from megasink.config import OptimizerConfig
-
-_ALIGNED_ELEMENTS = 8
-"""bf16 numbers in 16 bytes, the widest load of a GPU's thread."""
+from megasink.parallel.shard import ALIGNED_ELEMENTS
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -19,7 +17,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
     and torch's compiler looks at the first layer's addresses only.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    vectors = sorted((p for p in parameters if p.dim() < 2), key=lambda p: p.numel() % _ALIGNED_ELEMENTS != 0)
+    vectors = sorted((p for p in parameters if p.dim() < 2), key=lambda p: p.numel() % ALIGNED_ELEMENTS != 0)
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},

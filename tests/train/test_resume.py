@@ -1,11 +1,13 @@
 """A run in two halves is the run in one piece, to the last bit; nothing is lost or repeated in its records."""
 
+import json
 import shlex
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from megasink.checkpoint.manifest import describe_file, read_entries, write_manifest
 from tests.helpers.jobs import TIMES, metrics, metrics_without_times, train
 
 FLAGS = shlex.split(
@@ -62,3 +64,25 @@ def test_a_metrics_line_says_what_the_documents_promise(whole_and_halves):
         assert record["consumed_samples"] == 4 * record["step"]
         assert record["consumed_tokens"] == 64 * record["step"]
         assert record["mfu"] is None and record["step_time_s"] > 0 and record["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_optimizer_state_in_another_order_moves_by_name_or_is_refused(stage, tokens, tmp_path):
+    """Until 2026-11-28 thetas lay between norm weights; read by position, their moments would be others'."""
+    before = "import megasink.train.optimizer as o; o.ALIGNED_ELEMENTS = 1; from megasink.train import main; main()"
+    flags = ["--data-path", tokens, *FLAGS, "--precision", "bf16", "--zero-stage", stage]
+    train(*flags, "--save", tmp_path / "whole", "--train-iters", 6)
+    train(*flags, "--save", tmp_path / "halves", "--train-iters", 3, program=before)
+    state = tmp_path / "halves" / "checkpoints" / "step_00000003" / "state.json"
+    described = json.loads(state.read_text())
+    assert described["layout"].pop("thetas") == "last"  # as checkpoints of then have it
+    state.write_text(json.dumps(described))
+    write_manifest(state.parent, read_entries(state.parent) | {state.name: describe_file(state)})
+    second = ["--save", tmp_path / "halves", "--train-iters", 6, "--auto-resume"]
+    if stage == 3:
+        refused = train(*flags, *second, expect=2)
+        assert refused.lines("megasink:")[-1].count("thetas None (now last)") == 1, refused.output
+        return
+    train(*flags, *second)
+    whole, halves = (metrics_without_times(tmp_path / name) for name in ("whole", "halves"))
+    assert [record["loss"] for record in halves] == pytest.approx([record["loss"] for record in whole], rel=1e-5)
