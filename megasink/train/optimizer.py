@@ -12,12 +12,12 @@ from megasink.parallel.shard import ALIGNED_ELEMENTS
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """Matrices decay; norm weights and V-scale's theta do not.
 
-    DeepSpeed lays a group's weights behind each other, in this order: those of odd sizes (theta of a few heads) come
-    last, so that all others begin at multiples of 16 bytes. A block compiled for one layer reads those of every layer,
-    and torch's compiler looks at the first layer's addresses only.
+    DeepSpeed lays a group's weights behind each other, in this order: sizes that are multiples of 8, 4 and 2 first
+    (theta of a few heads last), so that each begins at an address as even as its size. A block compiled for one layer
+    reads those of every layer, and torch's compiler looks at the first layer's addresses only.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    vectors = sorted((p for p in parameters if p.dim() < 2), key=lambda p: p.numel() % ALIGNED_ELEMENTS != 0)
+    vectors = sorted((p for p in parameters if p.dim() < 2), key=lambda p: -math.gcd(p.numel(), ALIGNED_ELEMENTS))
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
