@@ -88,7 +88,8 @@ def by_kind(losses: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     mixed = [distance(losses[a] - losses[b]) for a, b in pairs if a.split("-")[0] != b.split("-")[0]]
     alike = [distance(losses[a] - losses[b]) for a, b in pairs if a.split("-")[0] == b.split("-")[0]]
     groups = {"compiled against plain": mixed, "of a kind": alike}
-    return {name: {key: np.mean([each[key] for each in group]) for key in group[0]} for name, group in groups.items()}
+    keys = [key for key in mixed[0] if key != "at"]
+    return {name: {key: np.mean([each[key] for each in group]) for key in keys} for name, group in groups.items()}
 
 
 def distance(difference: np.ndarray) -> dict[str, float]:
