@@ -22,7 +22,7 @@ from verdict import read_figures, verdict_text
 
 from megasink.config.cli import from_dict, parse_cli
 from megasink.errors import UserError, run_cli
-from megasink.study.command import StudyRequest, run_study
+from megasink.study.command import StudyRequest, check_at_once, run_study
 from megasink.study.comparison import FIGURES, StudySeries
 from megasink.study.run_folder_reader import read_progress
 from megasink.study.study_file import Study, load_study, read_words
@@ -60,7 +60,7 @@ class ReproduceRequest:
     """Everything from text to verdict; killed or interrupted, the same command goes on."""
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE.yaml")]
-    """recipe.yaml (one H100), cpu.yaml, backcopy.yaml (no text needed), or search.yaml and
+    """recipe.yaml (GPUs), cpu.yaml, backcopy.yaml (no text needed), or search.yaml and
     backcopy_search.yaml (baselines only)."""
     text: tuple[str, ...] = ()
     """Folders and files of text."""
@@ -86,6 +86,7 @@ class ReproduceRequest:
 
 def reproduce(request: ReproduceRequest) -> int:
     """Returns the exit code: the study's, or 0."""
+    check_at_once(request.at_once)
     recipe = from_dict(Recipe, read_words(Path(request.recipe)), request.recipe)
     out = Path(request.out).absolute()
     manifest = make_tokens(recipe, request, out / "data")

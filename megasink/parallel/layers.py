@@ -106,8 +106,8 @@ def joined_weight(layers: list[ColumnParallelLinear]) -> Tensor | None:
 class _JoinedLinear(torch.autograd.Function):
     """x W^T for a W whose rows are those of several weights; each receives its rows of the gradient."""
 
-    # torch 2.11's compiler, without gradients, takes `ctx` away where arguments and the names before `*` and it are as
-    # many: two weights after two names. So none has a name of its own.
+    # torch's compiler (2.11, 2.13), without gradients, takes `ctx` away where there are as many inputs as names, `ctx`
+    # and `weights` among them: here of two weights. So none has a name of its own.
     @staticmethod
     def forward(ctx, *inputs):
         hidden_states, joined, *weights = inputs

@@ -50,8 +50,7 @@ def run_study(request: StudyRequest) -> int:
         raise UserError("give one of --status, --watch, --cancel and --dry-run")
     if (request.watch or request.cancel) and not on_slurm:
         raise UserError(f"--{'watch' if request.watch else 'cancel'} is for Slurm; --on local stops with Ctrl-C")
-    if request.at_once < 1:
-        raise UserError(f"--at-once {request.at_once}: at least one run goes on at a time")
+    check_at_once(request.at_once)
     if request.at_once > 1 and on_slurm:
         raise UserError("--at-once is for --on local; Slurm itself decides how many jobs run at the same time")
     if request.dry_run:
@@ -62,6 +61,12 @@ def run_study(request: StudyRequest) -> int:
         return _cancel(study)
     check_same_settings(study)
     return _submit(study, request.watch) if on_slurm else _run_here(study, request.at_once)
+
+
+def check_at_once(at_once: int) -> None:
+    """Raise UserError where no run could go on."""
+    if at_once < 1:
+        raise UserError(f"--at-once {at_once}: at least one run goes on at a time")
 
 
 def _progress(study: Study, on_slurm: bool) -> list[RunProgress]:

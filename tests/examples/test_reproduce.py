@@ -100,7 +100,7 @@ def test_from_text_to_verdict(tmp_path, monkeypatch, capfd):
         (text / f"{number}.py").write_text(f"def f{number}():\n    return '{words}'\n")
     recipe = read_words(FOLDER / "cpu.yaml")
     small = {"num-layers": "2", "hidden-size": "32", "ffn-hidden-size": "48", "seq-length": "32", "train-iters": "4"}
-    small |= {"lr-wsd-decay-iters": "1", "lr-warmup-iters": "0", "save-interval": "4", "eval-interval": "4"}
+    small |= {"lr-wsd-decay-iters": "1", "lr-warmup-iters": "0", "save-interval": "2", "eval-interval": "4"}
     small |= {"micro-batch-size": "2", "global-batch-size": "2", "eval-iters": "1", "sink-stats-interval": "2"}
     recipe |= {"vocab_size": "300", "valid_share": "0.3", "flags": recipe["flags"] | small}
     recipe |= {"analysis": {"tokens": "256", "figures": "7"}, "last_analysis": {}}
@@ -119,6 +119,8 @@ def test_from_text_to_verdict(tmp_path, monkeypatch, capfd):
     assert run("--text", "text", "--glob", "*.py") == 0
     said = capfd.readouterr().out
     assert said.index("V-scale_seed1: from step 0") < said.index("baseline_seed1: finished")
+    earlier = said.index("step_00000002/report.html")
+    assert said.index("seed 1, step_00000004") < earlier  # the verdict does not wait for what is of less interest
     results = out / "results"
     assert "cannot be said: the gate is closed" in (results / "verdict_seed_1.md").read_text()
     report = json.loads((results / "report_seed_1" / "metrics.json").read_text())
@@ -132,3 +134,5 @@ def test_from_text_to_verdict(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out.count("finished before") == 2
     with pytest.raises(UserError, match="made from other text or settings"):
         run("--text", "text")
+    with pytest.raises(UserError, match="--at-once 0"):  # before any text is looked for
+        reproduce(parse_cli(ReproduceRequest, [str(tmp_path / "recipe.yaml"), "--at-once", "0"]))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megasink.model.activation_statistics import activation_moments, activation_order, histogram_median
 from megasink.parallel.layout import Axis
@@ -50,3 +51,21 @@ def test_moments_add_up_to_kurtosis():
     torch.testing.assert_close(central, centred.pow(4).mean() / centred.square().mean() ** 2)
     torch.testing.assert_close(raw, x.pow(4).mean() / x.square().mean() ** 2)
     assert 2.5 < central < 3.5  # a normal's is 3
+
+
+def test_no_sum_takes_a_whole_sequence_at_once():
+    """With as many sequences as columns torch 2.11 could not compile such sums for a GPU. CI has no GPU's kernels;
+    tests/long/compile_for_gpu.py makes them."""
+    summed = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket is torch.ops.aten.sum:
+                summed.append((args[0].dim(), args[1]))
+            return function(*args, **(kwargs or {}))
+
+    hidden_states = torch.randn(2, 3, 4)
+    with Watch():
+        activation_moments(hidden_states)
+        activation_order(hidden_states, Axis())
+    assert summed == [(3, [2]), (2, [1])] * 5  # four powers, and the massive ones
