@@ -43,6 +43,8 @@ def _panel(study: StudySeries, figure: Figure) -> Panel | None:
         return None
     if figure in (TRAINING_LOSS, FIGURES[0]):
         _cut_beginning(axes, study, figure)
+    elif figure.unit.startswith("share"):  # on a log axis the first sink head would take most of it
+        axes.set_ylim(bottom=0)
     else:
         style.log_if_wide(axes, np.array(shown))
     if "over its null" in figure.title:
