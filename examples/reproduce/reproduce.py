@@ -184,7 +184,7 @@ def analyse(study: Study, recipe: Recipe, out: Path) -> None:
         print(f"\nseed {seed}, {last}\n\n{text}", flush=True)
         kept = out / "results" / f"report_seed_{seed}"
         shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(place / last, kept, ignore=shutil.ignore_patterns("*.svg"))
+        shutil.copytree(place / last, kept, ignore=shutil.ignore_patterns("*.svg", "by_sequence.npz"))
         for step in earlier:
             _analyse(runs, step, recipe.analysis | pair, out, place / step)
 

@@ -45,13 +45,14 @@ class Criterion:
 
 
 def read_figures(report: Path) -> list[ArmFigures]:
-    """The arms of a report folder of tools/analyze_ckpt.py, first setting."""
+    """The arms of a report folder of tools/analyze_ckpt.py, or of its kept copy, first setting."""
     setting = json.loads((report / "metrics.json").read_text(encoding="utf-8"))["settings"][0]
-    return [_figures(model) for model in setting["models"]]
+    return [_figures(model, setting["intervals"][model["label"]]) for model in setting["models"]]
 
 
-def _figures(model: dict) -> ArmFigures:
+def _figures(model: dict, intervals: list[dict]) -> ArmFigures:
     trained, untrained = (_arrays(model[weights]) for weights in ("trained", "untrained"))
+    gradient_sink = next(row for row in intervals if row["name"] == "R_GS(0) against 1 to 15, median")
     return ArmFigures(
         arm=model["label"],
         valid_loss=model["trained"]["loss"],
@@ -61,8 +62,8 @@ def _figures(model: dict) -> ArmFigures:
         t0_over_early=float(trained["hidden_t0_over_early"].mean()),
         null_t0_over_early=float(untrained["hidden_t0_over_early"].mean()),
         top1_over_median=float(trained["hidden_top1_over_median"].mean()),
-        gradient_sink=float(np.median(trained["gradient_sink_ratio_early"])),
-        null_gradient_sink=float(np.median(untrained["gradient_sink_ratio_early"])),
+        gradient_sink=gradient_sink["trained"]["value"],
+        null_gradient_sink=gradient_sink["untrained"]["value"],
     )
 
 

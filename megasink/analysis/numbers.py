@@ -1,4 +1,4 @@
-"""The report's numbers for other programs: metrics.json and CSV tables per layer and per head."""
+"""The report's numbers for other programs: metrics.json, by_sequence.npz, CSV tables per layer and per head."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from megasink.analysis.summary import PAPER_MODEL, PAPER_ROWS, per_layer, sink_r
 from megasink.analysis.tokens import TokenSequences
 from megasink.stats.report import SinkReport
 
-SCHEMA = "megasink.analysis/2"
+SCHEMA = "megasink.analysis/3"
 _BY_QUERY_HEAD = (
     "attention_sink",
     "attention_sink_value",
@@ -25,10 +25,17 @@ _BY_QUERY_HEAD = (
     "attention_lse_max",
 )
 _BY_KEY_VALUE_HEAD = ("value_drain", "value_hat_drain", "value_path_share_by_head", "theta", "v_scale_c")
+_BY_DOCUMENT = (
+    "gradient_sink_ratio",
+    "gradient_sink_ratio_early",
+    "gradient_sink_ratio_strongest",
+    "gradient_sink_position",
+)
 
 
 def metrics_json(sections: list[Section], about: dict[str, str]) -> bytes:
-    """Everything measured: `about` (what and how), and by setting the table and every array of every model.
+    """Everything measured but what grows with the text: `about` (what and how), and by setting the table and the arrays
+    of every model.
 
     NaN and infinity, which JSON cannot hold, become null.
     """
@@ -39,6 +46,7 @@ def metrics_json(sections: list[Section], about: dict[str, str]) -> bytes:
         "paper_reference": {"model": PAPER_MODEL, "table": [asdict(row) for row in PAPER_ROWS]},
         "settings": [
             {
+                "name": section.sequences.name,
                 **_setting(section.sequences),
                 "data": section.sequences.description,
                 "data_digest": section.sequences.digest,
@@ -56,6 +64,20 @@ def metrics_json(sections: list[Section], about: dict[str, str]) -> bytes:
         ],
     }
     return orjson.dumps(document, _not_contiguous, orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+
+
+def by_sequence_npz(sections: list[Section]) -> bytes:
+    """Every figure by sequence, [S, L] or [S], as `setting/model/weights/figure`; as JSON they outweigh all else."""
+    arrays = {
+        f"{section.sequences.name}/{model.label}/{part}/{figure}": array
+        for section in sections
+        for model in section.models
+        for part, figures in _parts_by_sequence(model).items()
+        for figure, array in figures.items()
+    }
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
 
 
 def layers_csv(sections: list[Section]) -> str:
@@ -125,15 +147,32 @@ def _model(model: MeasuredModel) -> dict[str, Any]:
 
 
 def _measurement(measurement: Measurement) -> dict[str, Any]:
-    return {
-        **_report(measurement.report),
-        "loss": measurement.loss,
-        "per_sequence": measurement.per_sequence,
-    }
+    return {**_report(measurement.report), "loss": measurement.loss}
 
 
 def _report(report: SinkReport) -> dict[str, Any]:
-    return {"meta": report.meta, "arrays": report.arrays}
+    arrays = {name: array for name, array in report.arrays.items() if not _is_by_sequence(name)}
+    return {"meta": report.meta, "arrays": arrays}
+
+
+def _parts_by_sequence(model: MeasuredModel) -> dict[str, dict[str, np.ndarray]]:
+    """Figures by sequence of each part of `_model`. Those that a measurement and its report both have are the same."""
+    parts = {"trained": _by_sequence(model.report) | model.trained.per_sequence}
+    if model.untrained is not None:
+        parts["untrained"] = _by_sequence(model.untrained.report) | model.untrained.per_sequence
+    for name, report in (("whole", model.value_attached), ("value_path_cut", model.value_detached)):
+        if report is not None:
+            parts[f"counterfactual/{name}"] = _by_sequence(report)
+    return parts
+
+
+def _by_sequence(report: SinkReport) -> dict[str, np.ndarray]:
+    """Of a report, [L, S] there, with sequences first as a measurement has them."""
+    return {name: array.T for name, array in report.arrays.items() if _is_by_sequence(name)}
+
+
+def _is_by_sequence(name: str) -> bool:
+    return name in _BY_DOCUMENT or "_by_sequence_" in name
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -17,7 +17,7 @@ from megasink.analysis.summary import PAPER_MODEL, PAPER_ROWS, TableRow, sink_ro
 
 
 def write_report(folder: Path, sections: list[Section], about: dict[str, str]) -> Path:
-    """Write report.html, figures/*.png and *.svg, metrics.json, layers.csv and heads.csv; returns the HTML file's path.
+    """Write report.html, figures/*.png and *.svg, and the numbers beside them; returns the HTML file's path.
 
     `about` says what was measured and how, as name -> text, in the order to show it. With several sections each has a
     folder of figures. The HTML is written last, so it never shows what is not there.
@@ -28,6 +28,7 @@ def write_report(folder: Path, sections: list[Section], about: dict[str, str]) -
             write_whole(place / f"{picture.drawing.slug}.png", picture.png)
             write_whole(place / f"{picture.drawing.slug}.svg", picture.svg)
     write_whole(folder / "metrics.json", numbers.metrics_json(sections, about))
+    write_whole(folder / "by_sequence.npz", numbers.by_sequence_npz(sections))
     write_whole(folder / "layers.csv", numbers.layers_csv(sections))
     write_whole(folder / "heads.csv", numbers.heads_csv(sections))
     page = folder / "report.html"

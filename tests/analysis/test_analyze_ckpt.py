@@ -88,7 +88,7 @@ def test_command_writes_the_report(made, tmp_path):
     for words in ("peak memory", "SHA-256", "versions", "tools/analyze_ckpt.py", "seed 0", "Sink_k^eps"):
         assert words in page
     numbers = json.loads((out / "metrics.json").read_text())
-    assert numbers["schema"] == "megasink.analysis/2"
+    assert numbers["schema"] == "megasink.analysis/3"
     (setting,) = numbers["settings"]
     base, vscale = setting["models"]
     assert len(base["quantization"]) == 5 and "one fixed scale per layer" in page
@@ -117,6 +117,38 @@ def test_command_writes_the_report(made, tmp_path):
     assert float(head["theta"]) == arrays["theta"][1][1] and float(head["key_value_head"]) == 1
     assert float(head["value_path_share_by_head"]) == arrays["value_path_share_by_head"][1][1]
     assert not list(out.rglob("*.tmp"))
+
+
+def lengths(value) -> set[int]:
+    """Of all lists in a JSON document."""
+    if not isinstance(value, (dict, list)):
+        return set()
+    inner = set().union(*map(lengths, value.values() if isinstance(value, dict) else value))
+    return inner | {len(value)} if isinstance(value, list) else inner
+
+
+def test_what_grows_with_the_text_lies_beside_metrics_json(made, tmp_path):
+    """29 sequences: nothing else in a report has that size."""
+    out = tmp_path / "out"
+    options = dict(data=write_shards(tmp_path / "held_out", 91), tokens="464", seq_length="16", figures="6")
+    analyze(request_for(made, made / "base", made / "vscale", out=str(out), **options), "")
+    (setting,) = json.loads((out / "metrics.json").read_text())["settings"]
+    assert 29 not in lengths(setting)
+    with np.load(out / "by_sequence.npz", allow_pickle=False) as stored:
+        found = {key: stored[key] for key in stored}
+    assert {array.shape for array in found.values()} == {(29, 3), (29,)}
+    parts = ("trained", "untrained", "counterfactual/whole", "counterfactual/value_path_cut")
+    expected = {f"length_16/{model}/{part}" for model in ("base", "vscale") for part in parts}
+    assert {key.rpartition("/")[0] for key in found} == expected
+    for model in setting["models"]:
+        for weights in ("trained", "untrained"):
+            stored = {key: np.array(array) for key, array in model[weights]["arrays"].items()}
+            mine = {key.rpartition("/")[2]: found[key] for key in found if f"/{model['label']}/{weights}/" in key}
+            np.testing.assert_allclose(mine["loss"].mean(), model[weights]["loss"])
+            np.testing.assert_allclose(mine["attention_sink"].mean(axis=0), stored["attention_sink"].mean(axis=1))
+            np.testing.assert_allclose(mine["hidden_by_sequence_median"].mean(axis=0), stored["hidden_abs_median"])
+            assert (mine["gradient_sink_ratio_strongest"] >= mine["gradient_sink_ratio"]).all()
+            assert {"attention_to_auto", "gradient_sink_position", "mlp_out_by_sequence_top1"} < set(mine)
 
 
 def test_without_stored_null_it_is_initialised_as_training_does(made):
@@ -199,6 +231,8 @@ def test_several_lengths_with_and_without_bos(made, tmp_path):
         (16, False),
         (16, True),
     ]
+    with np.load(out / "by_sequence.npz") as stored:
+        assert {key.split("/")[0] for key in stored} == {setting["name"] for setting in settings}
     folders = {path.name: sorted(file.name for file in path.glob("*.png")) for path in (out / "figures").iterdir()}
     theta = "figure13_theta.png"  # the same at every length, so drawn once
     assert [name for name, files in folders.items() if theta in files] == ["length_8"]
@@ -242,7 +276,10 @@ def test_forward_only_draws_what_needs_no_gradient(made, tmp_path):
     }
     (setting,) = json.loads((out / "metrics.json").read_text())["settings"]
     model = setting["models"][0]
-    assert model["untrained"] is None and "gradient_sink_ratio" not in model["trained"]["arrays"]
+    assert model["untrained"] is None and "value_grad_norm" not in model["trained"]["arrays"]
+    with np.load(out / "by_sequence.npz") as stored:
+        assert {key.split("/")[2] for key in stored} == {"trained"}
+        assert not any("gradient" in key for key in stored)
     assert [row["name"] for row in setting["comparisons"][0]][-1].startswith("|MLP out|")
     assert setting["table"][0]["gradient_sink_ratio"] is None
 
@@ -284,8 +321,9 @@ def test_packed_documents_are_told_apart(made, tmp_path):
     run = write_run(tmp_path / "run", tiny_config(reset_attention_mask=True), (str(made / "text"),))
     out = tmp_path / "out"
     analyze(request_for(made, run, made / "base", figures="6", out=str(out), data=str(made / "text")), "")
-    apart, whole = json.loads((out / "metrics.json").read_text())["settings"][0]["models"]
-    assert len(apart["trained"]["per_sequence"]["loss"]) > len(whole["trained"]["per_sequence"]["loss"]) == 5
+    apart = json.loads((out / "metrics.json").read_text())["settings"][0]["models"][0]
+    with np.load(out / "by_sequence.npz") as stored:
+        assert len(stored["length_24/run/trained/loss"]) > len(stored["length_24/base/trained/loss"]) == 5
     assert "each document's first" in apart["details"]["documents"]
 
 

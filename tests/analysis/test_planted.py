@@ -105,7 +105,7 @@ def sequences(count: int = 3) -> np.ndarray:
 
 
 def analysed(tmp_path: Path, checkpoint: Path) -> dict[str, np.ndarray]:
-    """The arrays that the command reports for one model on `sequences()`."""
+    """What the command reports for one model on `sequences()`; figures by sequence are [S, L]."""
     with IndexedDatasetWriter(tmp_path / "text", V) as writer:
         writer.add_document([*sequences().reshape(-1), FIRST])
     request = AnalysisRequest(
@@ -121,7 +121,10 @@ def analysed(tmp_path: Path, checkpoint: Path) -> dict[str, np.ndarray]:
     stored = setting["models"][0]["trained"]
     cut = setting["models"][0]["counterfactual"]["value_path_cut"]["arrays"]
     arrays = {name: np.array(array) for name, array in stored["arrays"].items()}
-    return arrays | {"loss": stored["loss"], "cut_g2": np.array(cut["attention_g2_norm"])}
+    prefix = f"{setting['name']}/{setting['models'][0]['label']}/trained/"
+    with np.load(tmp_path / "out" / "by_sequence.npz") as found:
+        by_sequence = {key.removeprefix(prefix): found[key] for key in found if key.startswith(prefix)}
+    return by_sequence | arrays | {"loss": stored["loss"], "cut_g2": np.array(cut["attention_g2_norm"])}
 
 
 @pytest.mark.parametrize("form", ["megasink", "hugging_face"])
@@ -222,7 +225,7 @@ def test_gradients_of_uniform_attention(tmp_path, form, kv_heads, v_scale):
     g2 = small * norm
     np.testing.assert_allclose(found["value_grad_norm"][0], by_head.mean(axis=0).T, rtol=TOLERANCE)
     np.testing.assert_allclose(found["value_grad_norm_all"][0], norm.mean(axis=0), rtol=TOLERANCE)
-    np.testing.assert_allclose(found["gradient_sink_ratio"][0], g2[:, 0] / g2[:, 1:].mean(axis=1), rtol=TOLERANCE)
+    np.testing.assert_allclose(found["gradient_sink_ratio"][:, 0], g2[:, 0] / g2[:, 1:].mean(axis=1), rtol=TOLERANCE)
     np.testing.assert_allclose(found["gradient_sink_ratio_early"], found["gradient_sink_ratio"], rtol=TOLERANCE)
     shares = by_head[:, 0] ** 2 / norm[:, :1] ** 2
     np.testing.assert_allclose(found["value_path_share_by_head"][0], shares.mean(axis=0), rtol=TOLERANCE)

@@ -117,10 +117,10 @@ def test_labels_are_escaped(tmp_path):
 
 def test_json_holds_no_nan(tmp_path):
     models = synthetic.models()
-    models[0].report["gradient_sink_ratio"][0, 0] = np.nan
+    models[0].report["hidden_norm"][0, 0] = np.nan
     write_report(tmp_path, synthetic.sections(models), {})
     stored = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
-    assert stored["settings"][0]["models"][0]["trained"]["arrays"]["gradient_sink_ratio"][0][0] is None
+    assert stored["settings"][0]["models"][0]["trained"]["arrays"]["hidden_norm"][0][0] is None
 
 
 def test_numbers_are_short():

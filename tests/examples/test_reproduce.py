@@ -17,7 +17,7 @@ sys.path.insert(0, str(FOLDER))
 
 from prepare import text_patterns  # noqa: E402
 from reproduce import Recipe, ReproduceRequest, make_tokens, reproduce  # noqa: E402
-from verdict import ArmFigures, judge  # noqa: E402
+from verdict import ArmFigures, judge, read_figures, verdict_text  # noqa: E402
 
 PAPER = ArmFigures("baseline", 2.9168, 0.6172, 0.7, 1916, 11.12, 1.3, 300, 15.5, 2.5)
 SHRUNK = ArmFigures("V-scale", 2.9068, 0.5018, 0.6, 346, 3.03, 1.3, 60, 2.6, 2.5)
@@ -122,9 +122,11 @@ def test_from_text_to_verdict(tmp_path, monkeypatch, capfd):
     earlier = said.index("step_00000002/report.html")
     assert said.index("seed 1, step_00000004") < earlier  # the verdict does not wait for what is of less interest
     results = out / "results"
-    assert "cannot be said: the gate is closed" in (results / "verdict_seed_1.md").read_text()
-    report = json.loads((results / "report_seed_1" / "metrics.json").read_text())
-    assert [model["label"] for model in report["settings"][0]["models"]] == ["baseline", "V-scale"]
+    verdict = (results / "verdict_seed_1.md").read_text()
+    assert "cannot be said: the gate is closed" in verdict
+    figures = read_figures(results / "report_seed_1")
+    assert [arm.arm for arm in figures] == ["baseline", "V-scale"] and verdict_text(figures) == verdict
+    assert list(out.glob("reports/**/by_sequence.npz")) and not list(results.rglob("*.npz"))
     assert (results / "reproduce_recipe.yaml").is_file() and (results / "study.html").is_file()
     assert (results / "baseline_seed1" / "scalars.jsonl").is_file()
     manifest = json.loads((out / "data" / "tokens_train.json").read_text())
