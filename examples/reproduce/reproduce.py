@@ -25,7 +25,7 @@ from megasink.errors import UserError, run_cli
 from megasink.study.command import StudyRequest, check_at_once, run_study
 from megasink.study.comparison import FIGURES, StudySeries
 from megasink.study.run_folder_reader import read_progress
-from megasink.study.study_file import Study, load_study, read_words
+from megasink.study.study_file import Study, StudyRun, load_study, read_words
 
 _SMALL_FILES = ("metrics.jsonl", "events.jsonl", "config.yaml", "provenance.json", "sink_stats/scalars.jsonl")
 
@@ -167,13 +167,12 @@ def say_epochs(study: Study, manifest: dict) -> None:
 
 
 def analyse(study: Study, recipe: Recipe, out: Path) -> None:
-    """For each seed the last step's report, one more for each further arm, the verdict; then earlier saved steps."""
+    """For each seed the last common step's report, one more for each further arm, the verdict; then earlier ones."""
     for seed in dict.fromkeys(run.seed for run in study.runs):
         runs = [run for run in study.runs if run.seed == seed]
         baseline, *others = runs = sorted(runs, key=lambda run: run.arm != study.baseline)
         place = out / "reports" / f"seed_{seed}" / "+".join(run.arm for run in runs)
-        saved = sorted(path.name for path in (baseline.folder / "checkpoints").glob("step_*"))
-        *earlier, last = [step for step in saved if step != "step_00000000"]  # the null is measured beside each
+        *earlier, last = _common_steps(runs)
         pair = {"compare": f"{baseline.arm}:{others[0].arm}"} if others else {}
         _analyse(runs, last, recipe.analysis | recipe.last_analysis | pair, out, place / last)
         for other in others[1:]:
@@ -189,7 +188,17 @@ def analyse(study: Study, recipe: Recipe, out: Path) -> None:
             _analyse(runs, step, recipe.analysis | pair, out, place / step)
 
 
-def _analyse(runs: list, step: str, flags: dict[str, str], out: Path, report: Path) -> None:
+def _common_steps(runs: list[StudyRun]) -> list[str]:
+    """Those that every run has saved, by name: one that was interrupted saved the step it was at too."""
+    saved = [{path.name for path in (run.folder / "checkpoints").glob("step_*")} for run in runs]
+    common = set.intersection(*saved) - {"step_00000000"}  # the null is measured beside each
+    if not common:
+        arms = " and ".join(run.arm for run in runs)
+        raise UserError(f"seed {runs[0].seed}: {arms} have saved no step in common; give all arms one --save-interval")
+    return sorted(common)
+
+
+def _analyse(runs: list[StudyRun], step: str, flags: dict[str, str], out: Path, report: Path) -> None:
     if (report / "report.html").is_file():  # written last
         return
     command = [sys.executable, "tools/analyze_ckpt.py", *(str(run.folder / "checkpoints" / step) for run in runs)]

@@ -1,6 +1,7 @@
 """examples/reproduce: its recipes are valid, its verdict asks what was registered, and the whole command runs small."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -9,14 +10,18 @@ import yaml
 
 from megasink.config.cli import from_dict, parse_cli
 from megasink.errors import UserError
+from megasink.model.llama import Llama
 from megasink.study.study_file import load_study, read_words
+from tests.analysis.runs import write_checkpoint, write_shards
 from tests.helpers.jobs import ROOT
+from tests.helpers.tiny import tiny_config
+from tests.study.files import write_study
 
 FOLDER = ROOT / "examples" / "reproduce"
 sys.path.insert(0, str(FOLDER))
 
 from prepare import text_patterns  # noqa: E402
-from reproduce import Recipe, ReproduceRequest, make_tokens, reproduce  # noqa: E402
+from reproduce import Recipe, ReproduceRequest, analyse, make_tokens, reproduce  # noqa: E402
 from verdict import ArmFigures, judge, read_figures, verdict_text  # noqa: E402
 
 PAPER = ArmFigures("baseline", 2.9168, 0.6172, 0.7, 1916, 11.12, 1.3, 300, 15.5, 2.5)
@@ -88,6 +93,25 @@ def test_a_recipe_that_makes_its_own_tokens_takes_no_text_and_one_length(tmp_pat
     recipe.backcopy = replace(recipe.backcopy, train_sequences=9)
     manifest = make_tokens(recipe, ReproduceRequest("backcopy.yaml"), tmp_path)
     assert manifest["tokens"] == 9 * 128
+
+
+def test_only_steps_that_every_arm_has_saved_are_analysed(tmp_path, monkeypatch):
+    """An interrupted arm has saved at the step it was at, which the others have not."""
+    monkeypatch.chdir(ROOT)
+    study = load_study(write_study(tmp_path / "study.yaml"))
+    recipe = Recipe({}, {}, [], 91, analysis={"tokens": "240", "figures": "7"})
+    for name in ("results", "data"):
+        (tmp_path / name).mkdir()
+    write_shards(tmp_path / "data" / "tokens_valid", 91)
+    for run, steps in zip(study.runs, ((0, 1, 4), (0, 3, 4)), strict=True):
+        for step in steps:
+            write_checkpoint(run.folder / "checkpoints" / f"step_{step:08d}", Llama(tiny_config(), seed=step), step)
+    analyse(study, recipe, tmp_path)
+    analysed = tmp_path / "reports" / "seed_1234" / "baseline+V-scale"
+    assert [path.name for path in analysed.iterdir()] == ["step_00000004"]
+    shutil.rmtree(study.runs[1].folder / "checkpoints" / "step_00000004")
+    with pytest.raises(UserError, match="seed 1234: baseline and V-scale have saved no step in common"):
+        analyse(study, recipe, tmp_path)
 
 
 def test_from_text_to_verdict(tmp_path, monkeypatch, capfd):
