@@ -34,10 +34,12 @@ def valid_dataset(config: RunConfig) -> SampleSource | None:
     )
     needed = training.eval_iters * training.global_batch_size
     if dataset.num_samples < needed:
+        most = dataset.num_samples // training.global_batch_size
+        less = f"lower --eval-iters to {most}" if most else "do not evaluate (--eval-interval 0)"
         raise UserError(
             f"--eval-iters {training.eval_iters} x --global-batch-size {training.global_batch_size} need {needed} "
-            f"validation samples, the split holds {dataset.num_samples} and never wraps; lower --eval-iters to "
-            f"{dataset.num_samples // training.global_batch_size} or give more held-out data"
+            f"validation samples, the split holds {dataset.num_samples} and never wraps; {less} or give more held-out "
+            "data"
         )
     return dataset
 

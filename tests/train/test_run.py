@@ -21,7 +21,8 @@ from tests.helpers.jobs import losses, metrics, train
         (["--data-path"], "--data-path"),
         (["--save", "/dev/null/run"], "--save /dev/null/run: cannot write there"),
         (["--load", "/nowhere"], "/nowhere"),
-        (["--eval-interval", 1, "--eval-iters", 10_000], "lower --eval-iters to"),
+        (["--eval-interval", 1, "--eval-iters", 10_000, "--split", "50,50,0"], "lower --eval-iters to"),
+        (["--eval-interval", 1, "--eval-iters", 10_000], "do not evaluate (--eval-interval 0)"),
     ],
 )
 def test_a_mistake_is_one_line(tokens, tmp_path, flags, says):
