@@ -12,7 +12,8 @@ def main() -> None:
     argv = sys.argv[1:]
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]
-    command = parse_cli(PlanCommand, argv, "Plan a run: memory, messages, time, checkpoints (docs/planning.md).")
+    about = "Plan a run: memory, messages, time, checkpoints (docs/planning.md). RUN.yaml is read as with --config."
+    command = parse_cli(PlanCommand, argv, about, usage=f"{sys.argv[0]} [RUN.yaml]")
     command.model.vocab_size, source = vocab_size_at_hand(command)
     print_plan(command, source)
 

@@ -2,15 +2,18 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from megasink.errors import UserError, is_speaking_rank
 
@@ -28,12 +31,15 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
 
 
-def parse_cli(cls: type[Config], argv: list[str], description: str | None = None) -> Config:
+def parse_cli(cls: type[Config], argv: list[str], description: str | None = None, usage: str | None = None) -> Config:
     """Parse `argv` (without the program's name) into the dataclass `cls`.
 
     Flags are the field names with hyphens, without a section's prefix. Where `cls` has sections (fields that are
     dataclasses) or not, `--config FILE.yaml` gives values that flags then override; of several files each overrides
     those before it.
+
+    Args:
+        usage: how --help says the command is called; default: as it was.
 
     Raises:
         UserError: unknown flag or YAML key, wrong type, missing value, unreadable YAML.
@@ -43,14 +49,73 @@ def parse_cli(cls: type[Config], argv: list[str], description: str | None = None
     default = load_yaml(cls, *paths) if paths else None
     said = io.StringIO()
     help_stream = sys.stdout if is_speaking_rank() else io.StringIO()
-    options = (tyro.conf.OmitArgPrefixes,)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(help_stream):
-            return tyro.cli(cls, args=argv, default=default, description=description, config=options)
+            return tyro.cli(
+                cls,
+                args=argv,
+                default=default,
+                description=description or cls.__doc__,
+                prog=usage or _own_name(),
+                config=(tyro.conf.OmitArgPrefixes,),
+                registry=_help_texts(cls),
+            )
     except SystemExit as stop:
         if stop.code == 0:
             raise
         raise UserError(_one_line(said.getvalue())) from None
+
+
+def _help_texts(command: type) -> ConstructorRegistry:
+    """How tyro is to describe dataclasses; `command` is the outermost one, which lists --config."""
+    registry = ConstructorRegistry()
+    entered = object()
+
+    @registry.struct_rule
+    def describe(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if entered in info.markers or not dataclasses.is_dataclass(info.type):
+            return None
+        # tyro's own rules, which are asked after this one: the mark has it pass
+        spec = ConstructorRegistry.get_struct_spec(dataclasses.replace(info, markers=(*info.markers, entered)))
+        described = tuple(
+            dataclasses.replace(
+                field,
+                type=Annotated[field.type, tyro.conf.arg(help_behavior_hint=_default_hint)],
+                helptext=functools.partial(_flowing, field.helptext),
+            )
+            for field in spec.fields
+        )
+        if info.type is not command:
+            return dataclasses.replace(spec, fields=described)
+        return StructConstructorSpec(lambda config, **values: spec.instantiate(**values), (_CONFIG_FLAG, *described))
+
+    return registry
+
+
+def _own_name() -> str:
+    """`python -m megasink.train`, or a script's path; sys.argv[0] has the path of a module too."""
+    module = sys.modules["__main__"].__spec__
+    return sys.argv[0] if module is None else f"python -m {module.name.removesuffix('.__main__')}"
+
+
+def _default_hint(default: str) -> str:
+    """Where there is no default, or none that can be shown, the text says what happens without the flag."""
+    return "" if default in ("", "''", "None") else f"(default: {default})"
+
+
+def _flowing(text: Callable[[], str | None]) -> str | None:
+    """tyro keeps the line breaks of a docstring; the terminal's width is another."""
+    found = text()
+    return found and " ".join(found.split())
+
+
+# Only for --help: parse_cli has taken the flags and read the files before tyro parses.
+_CONFIG_FLAG = StructFieldSpec(
+    name="config",
+    type=Annotated[str, tyro.conf.arg(metavar="FILE.yaml", help_behavior_hint="")],
+    default="",
+    helptext="Read settings from a file. Later files win over earlier ones, flags over files.",
+)
 
 
 def load_yaml(cls: type[Config], *paths: str | Path) -> Config:

@@ -1,10 +1,13 @@
 """Defaults < YAML < flags, and every mistake is one line that names the flag or key."""
 
 import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
 
 import pytest
 
-from megasink.config import RunConfig
+from megasink.config import ModelConfig, RunConfig
 from megasink.config.cli import load_yaml, parse_cli, to_yaml
 from megasink.errors import UserError
 
@@ -54,6 +57,35 @@ def test_the_names_that_scripts_use_exist(capsys):
     shown = capsys.readouterr().out
     assert stop.value.code == 0
     assert [name for name in NAMES_PEOPLE_TYPE if name not in shown] == []
+
+
+@dataclass
+class Command:
+    """What the command does."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    folder: str | None = None
+    """A folder, in a text of
+    two lines."""
+    names: tuple[str, ...] = ()
+    """Some names."""
+
+
+def test_help_tells_of_the_file_and_of_no_default_that_says_nothing(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        parse_cli(Command, ["--help"])
+    shown = capsys.readouterr().out
+    assert "--config FILE.yaml" in shown and "later files win" in shown.lower()
+    assert "What the command does." in shown and ModelConfig.__doc__ in shown
+    assert "A folder, in a text of two lines. " in shown and "Some names. " in shown
+    assert "Width of the residual stream. (default: 2048)" in shown
+    assert "(default: None)" not in shown and "(default: )" not in shown
+
+
+def test_help_of_a_module_names_the_module():
+    result = subprocess.run([sys.executable, "-m", "megasink.train", "--help"], capture_output=True, text=True)
+    assert result.stdout.startswith("usage: python -m megasink.train [-h]")
 
 
 def test_field_names_are_unique_over_sections():

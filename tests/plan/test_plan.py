@@ -134,3 +134,7 @@ def test_the_command_line(monkeypatch, capsys):
         runpy.run_path(str(ROOT / "tools" / "plan.py"), run_name="__main__")
     (line,) = capsys.readouterr().err.splitlines()
     assert refused.value.code == 2 and line.startswith("megasink: needs")
+    monkeypatch.setattr(sys, "argv", ["plan.py", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "tools" / "plan.py"), run_name="__main__")
+    assert "plan.py [RUN.yaml]" in capsys.readouterr().out.splitlines()[0]
