@@ -49,7 +49,7 @@ def text(case: Case, step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1000, help="training steps (default: 1000)")
     steps = parser.parse_args().steps
     one, two = (run_ranks(world, losses, world, steps)[0] for world in CASES)
     differences = [abs(a / b - 1) for a, b in zip(two, one, strict=True)]

@@ -1,12 +1,13 @@
 """The planner's step time against published runs of other programs: the table of docs/planning.md, in Markdown.
 
-PYTHONPATH=. python benchmarks/plan_published.py
+    PYTHONPATH=. python benchmarks/plan_published.py
 
 Megatron-LM's are GPT models: a GELU MLP of 4 widths has the weights and operations of a SwiGLU of 8/3. Its TFLOP/s
 count attention without the causal half: 72 L H^2 (1 + T / 6H + V / 12HL) a token (arXiv 2104.04473, section 3.3,
 without recomputation), by which they become tokens/s here.
 """
 
+import argparse
 from dataclasses import dataclass
 
 from megasink.config import ModelConfig, ParallelConfig, RunConfig, TrainingConfig
@@ -117,8 +118,13 @@ def row(run: Published) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("| run | GPUs (nodes) | layout | published | planned | difference | planned, messages hidden | bubble |")
     print("|---|---:|---|---:|---:|---:|---:|---:|")
     for run in RUNS:
         print(row(run))
+
+
+if __name__ == "__main__":
+    main()

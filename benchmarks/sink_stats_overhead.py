@@ -36,8 +36,8 @@ class BenchmarkConfig(RunConfig):
 
     rounds: int = 6
     """Runs of steps of each kind for each model, after one that is not counted."""
-    output: str = "sink_stats_overhead.json"
-    """Where the step times go."""
+    out: str = "sink_stats_overhead.json"
+    """JSON file for all step times."""
     models: tuple[str, ...] = field(default_factory=lambda: ("off", "on", "off"))
     """Values of --v-scale, one model after the other; a repeated one shows the noise."""
 
@@ -48,12 +48,12 @@ def main() -> None:
     config.checkpoint.save = config.checkpoint.save or "nothing is written there"
     check_run(config, int(os.environ["WORLD_SIZE"]))
     if len(config.models) == 1:
-        Path(config.output).write_text(json.dumps(measure_one(config), indent=1), encoding="utf-8")
+        Path(config.out).write_text(json.dumps(measure_one(config), indent=1), encoding="utf-8")
     else:  # DeepSpeed gives no memory back within a process
         found = []
         for v_scale in config.models:
             found += run_alone(v_scale)
-            Path(config.output).write_text(json.dumps(found, indent=1), encoding="utf-8")  # should the time run out
+            Path(config.out).write_text(json.dumps(found, indent=1), encoding="utf-8")  # should the time run out
         print(f"\n{found[0]['device']}, torch {found[0]['torch']}\n")
         print_table(found)
 
@@ -62,7 +62,7 @@ def run_alone(v_scale: str) -> list[dict]:
     """This program for one model in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "part.json"
-        command = [sys.executable, __file__, *sys.argv[1:], "--models", v_scale, "--output", str(part)]
+        command = [sys.executable, __file__, *sys.argv[1:], "--models", v_scale, "--out", str(part)]
         if subprocess.run(command).returncode:
             raise UserError(f"V-scale {v_scale} was not measured; the reason stands above")
         return json.loads(part.read_text(encoding="utf-8"))
