@@ -1,4 +1,4 @@
-"""Per-layer numbers and the table of paper.md section 3, from a sink report."""
+"""Per-layer numbers and the report's table, from a sink report."""
 
 import math
 from collections.abc import Callable
@@ -179,5 +179,5 @@ def _mean_and_max(values: np.ndarray) -> tuple[float, float]:
 
 
 def attention_sink_null(seq_length: int) -> float:
-    """AS of uniform causal attention, (H_T - 1) / (T - 1) (paper.md section 2)."""
+    """AS of uniform causal attention, (H_T - 1) / (T - 1)."""
     return float((1 / np.arange(2, seq_length + 1)).sum() / (seq_length - 1))

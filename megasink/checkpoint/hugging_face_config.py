@@ -118,7 +118,7 @@ def write_model_config(config: ModelConfig, dtype: str, special_tokens: dict[str
 
 
 def initial_c(config: ModelConfig) -> float:
-    """C_0 of V-scale (paper.md section 1)."""
+    """C_0 of V-scale (arXiv 2603.17771)."""
     return config.hidden_size * config.kv_channels * config.init_method_std**2
 
 

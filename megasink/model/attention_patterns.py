@@ -1,7 +1,7 @@
 """What attention looks at, from queries, keys and the log-sum-exp of the fused kernel; no T x T matrix is kept.
 
 B sequences, N heads, T positions, D head width; keys and values are repeated to the query heads. A_{i,c} =
-exp(q_i.k_c / sqrt(D) - lse_i), the logits computed in fp32 at least (paper.md section 4). "Key 0" is the first token of
+exp(q_i.k_c / sqrt(D) - lse_i), the logits computed in fp32 at least. "Key 0" is the first token of
 the query's document; where packed documents do not see each other, `first_token` int64 [B, T] says which that is.
 Nothing here has a gradient.
 """

@@ -1,7 +1,7 @@
 """Tap points of a block: statistics that leave the backward pass as gradients of leaves.
 
 An identity with a second input, a leaf whose content is never read, whose backward returns (gradient, statistic): the
-leaf's gradient *is* the statistic (paper.md section 4). No side effects, so it is exact in eager mode, under
+leaf's gradient *is* the statistic. No side effects, so it is exact in eager mode, under
 torch.compile and under activation recomputation.
 """
 

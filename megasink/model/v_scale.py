@@ -1,4 +1,4 @@
-"""V-scale (paper.md section 1): v_hat = v r / (r + C) with r = |v|^2 per token and head, C = C_0 exp(theta)."""
+"""V-scale (arXiv 2603.17771): v_hat = v r / (r + C) with r = |v|^2 per token and head, C = C_0 exp(theta)."""
 
 from typing import Literal
 

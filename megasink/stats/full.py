@@ -1,4 +1,4 @@
-"""The rest of the statistics of paper.md section 2, from one micro-batch's full taps."""
+"""The rest of the statistics of docs/sink-stats.md, from one micro-batch's full taps."""
 
 import torch
 from torch import Tensor

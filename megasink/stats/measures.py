@@ -1,4 +1,4 @@
-"""The formulas of paper.md section 2 over per-token figures. Pure tensor functions, shared by live and post-hoc use.
+"""The formulas of docs/sink-stats.md over per-token figures. Pure tensor functions, shared by live and post-hoc use.
 
 B sequences, T positions, P position bins, X documents; leading dimensions (layers, heads) pass through.
 """

@@ -17,7 +17,7 @@ SCHEMA = "megasink.sink_stats/1"
 
 @dataclass(frozen=True)
 class SinkReport:
-    """Statistics of one batch; docs/run-folder.md lists the arrays and their shapes."""
+    """Statistics of one batch; docs/sink-stats.md lists the arrays and their shapes."""
 
     meta: dict
     arrays: dict[str, np.ndarray]

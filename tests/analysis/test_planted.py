@@ -236,7 +236,7 @@ def test_gradients_of_uniform_attention(tmp_path, form, kv_heads, v_scale):
 
 
 def jacobian(v: np.ndarray, c: float, v_scale: str, upstream: np.ndarray) -> np.ndarray:
-    """paper.md section 1: (phi I + 2 C / (r + C)^2 v v^T) g, head by head; [S, T, K, D]."""
+    """V-scale's backward (arXiv 2603.17771): (phi I + 2 C / (r + C)^2 v v^T) g, head by head; [S, T, K, D]."""
     g = upstream.reshape(v.shape)
     if v_scale == "off":
         return g

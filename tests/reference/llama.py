@@ -1,7 +1,8 @@
 """A naive Llama for tests: plain torch, one process, explicit attention matrix, every intermediate kept.
 
-Written from `paper.md` and the published Llama equations, without looking at `megasink.model`. Slow on purpose: nothing
-here is fused, cached or approximated, so that in float64 it is the ground truth for logits, losses and gradients.
+Written from arXiv 2603.17771 and the published Llama equations, without looking at `megasink.model`. Slow on purpose:
+nothing here is fused, cached or approximated, so that in float64 it is the ground truth for logits, losses and
+gradients.
 
 Shapes: S sequences, T tokens, H hidden size, N query heads, K key-value heads, D head dim, V vocabulary.
 """
@@ -81,7 +82,7 @@ def rotate(x: Tensor, angle_position: Tensor, base: float) -> Tensor:
 
 
 def v_scale(v: Tensor, theta: Tensor, hidden_size: int, sigma: float, mode: str) -> Tensor:
-    """paper.md section 1, literally: `v` [..., K, D], `theta` [K] (the caller's zeros in backward-only mode)."""
+    """arXiv 2603.17771, literally: `v` [..., K, D], `theta` [K] (the caller's zeros in backward-only mode)."""
     if mode == "off":
         return v
     c = hidden_size * v.shape[-1] * sigma**2 * torch.exp(theta)

@@ -1,4 +1,4 @@
-"""Every sink statistic of paper.md section 2 and issue 4, by naive loops over the reference Llama's intermediates.
+"""Every sink statistic of docs/sink-stats.md, by naive loops over the reference Llama's intermediates.
 
 Shapes: L layers, S sequences, T tokens, N query heads, K key-value heads, H hidden size, X documents. A sequence
 without document masking is one document; documents are numbered sequence by sequence, and "position 0" is each

@@ -160,7 +160,7 @@ def test_identities_between_statistics():
     shares = sum(stats[f"attention_g2_{path}_share"] for path in ("query", "key", "value"))
     known = ~shares.isnan()  # the last layer's g2 is zero where nothing after the token has a target
     torch.testing.assert_close(shares[known], torch.ones_like(shares[known]))
-    # V-scale never amplifies a gradient by more than 9/8 (paper.md section 1), and shrinks this one overall.
+    # V-scale never amplifies a gradient by more than 9/8 (arXiv 2603.17771), and shrinks this one overall.
     assert (stats["value_grad_norm"] <= 9 / 8 * stats["value_hat_grad_norm"] + 1e-15).all()
     torch.testing.assert_close(stats["attention_sink_by_document"].mean(-1), stats["attention_sink"])
     # alpha_0 also counts query 0, which can only look at itself
