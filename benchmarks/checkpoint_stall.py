@@ -27,7 +27,9 @@ STEPS = 6
 
 
 def main() -> None:
-    config = parse_cli(RunConfig, init_environment(sys.argv[1:]), "Measure the stall of a checkpoint.")
+    config = parse_cli(
+        RunConfig, init_environment(sys.argv[1:]), "Measure how long a checkpoint keeps training waiting."
+    )
     config.model.vocab_size = config.model.vocab_size or 32000
     check_run(config, int(os.environ["WORLD_SIZE"]))
     measure(config)

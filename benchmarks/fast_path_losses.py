@@ -59,7 +59,11 @@ class LossesConfig:
 def main() -> None:
     argv = sys.argv[1:]
     at = argv.index("--") if "--" in argv else len(argv)
-    own = parse_cli(LossesConfig, argv[:at], "Compare the losses of several ways to train.")
+    own = parse_cli(
+        LossesConfig,
+        argv[:at],
+        "Compare the losses of several ways to train. Flags of the training command follow after --.",
+    )
     out = Path(own.out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as folder:

@@ -32,7 +32,7 @@ class ProductsConfig:
     """What is measured."""
 
     shape: str = "1b,7b-cut"
-    """Of tiny, 0.1b, 0.3b, 1b, 7b-cut, separated by commas."""
+    """Shapes, separated by commas: tiny, 0.1b, 0.3b, 1b, 7b-cut."""
     micro_batch_size: int = 8
     """Sequences per forward pass."""
     repeats: int = 30

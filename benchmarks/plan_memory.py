@@ -62,13 +62,13 @@ class PlanMemoryConfig:
     out: str = "plan-out"
     """Folder of plan.json."""
     only: str | None = None
-    """Names, or how they begin, with commas between; default: all but tiny."""
+    """Configurations, by name or how it begins, separated by commas; default: all but tiny."""
     steps: int = 8
     """Timed steps, after 4 of warm-up."""
     gpu: Literal["h100", "h200", "a100", "a100-40gb"] = "h100"
-    """What the plan is for."""
+    """Kind of GPU to plan for (SXM)."""
     measure: Literal["on", "off"] = "on"
-    """off: plan only."""
+    """off: only plan."""
 
 
 def main() -> None:

@@ -70,16 +70,16 @@ class ThroughputConfig:
     tokenizer: str
     """SentencePiece .model."""
     cases: tuple[str, ...] = ("megasink", "megasink-sentencepiece", "bare-gigatoken", "bare-sentencepiece")
-    """Which to run, of: megasink, megasink-sentencepiece, megasink-tokenizers, bare-gigatoken, bare-sentencepiece,
-    bare-tokenizers, megatron, megatron-fast. The others are compared with the first."""
+    """Which to run: megasink, megasink-sentencepiece, megasink-tokenizers, bare-gigatoken, bare-sentencepiece,
+    bare-tokenizers, megatron, megatron-fast. Each is compared with the first."""
     megabytes: float = 1e6
-    """Of the corpus to use; default: all."""
+    """Use at most this much of the corpus."""
     rounds: int = 3
     """Times each case is run; the median counts."""
     workers: int = 2
-    """Threads of every case that has a choice, except Megatron's one worker."""
+    """Processes or threads that tokenize, of every case but megatron."""
     memory: bool = False
-    """Instead of timing, the peak over time of the memory of all processes of a case (PSS: shared pages count once)."""
+    """Instead of timing, show the peak memory of all processes of a case (PSS: shared pages count once)."""
     megatron: str | None = None
     """Checkout of Megatron-LM (its wheel lacks these scripts)."""
     huggingface: str | None = None

@@ -56,7 +56,9 @@ class ProfileConfig:
 def main() -> None:
     argv = sys.argv[1:]
     at = argv.index("--") if "--" in argv else len(argv)
-    own = parse_cli(ProfileConfig, argv[:at], "Profile megasink's training step.")
+    own = parse_cli(
+        ProfileConfig, argv[:at], "Profile megasink's training step. Flags of the training command follow after --."
+    )
     shape = shape_named(own.shape)
     run_flags = [
         *shape.flags(),

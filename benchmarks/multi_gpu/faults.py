@@ -38,7 +38,7 @@ class FaultsConfig:
     cases: str = "kill,hang,freeze,resume"
     """kill: SIGKILL to rank 1; hang: it sleeps for ever; freeze: SIGSTOP; resume: save on all, go on with half."""
     ranks: int = 0
-    """Default: the GPUs here, 4 on a CPU; even."""
+    """Ranks of a job, an even number; 0: the GPUs here, 4 on a CPU."""
     precision: str = "bf16"
     """fp32 or bf16."""
     step_timeout_s: float = 30.0

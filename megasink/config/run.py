@@ -33,7 +33,7 @@ class ModelConfig:
     num_query_groups: int | None = None
     """Key-value heads (GQA); default: as many as query heads."""
     head_dim: int | None = None
-    """Width of one head; default: hidden_size / num_attention_heads."""
+    """Width of one head; default: --hidden-size / --num-attention-heads."""
     vocab_size: int | None = None
     """Vocabulary entries; default: what the data was tokenized with."""
     make_vocab_size_divisible_by: int = 128
@@ -45,9 +45,9 @@ class ModelConfig:
     rotary_scaling_factor: float | None = None
     """Llama 3's stretching of long rotary wavelengths by this factor; default: none."""
     rotary_scaling_low_freq_factor: float = 1.0
-    """Llama 3 scaling: wavelengths above original_length / this are stretched fully."""
+    """Llama 3 scaling: wavelengths above --rotary-scaling-original-length / this are stretched fully."""
     rotary_scaling_high_freq_factor: float = 4.0
-    """Llama 3 scaling: wavelengths below original_length / this are left alone."""
+    """Llama 3 scaling: wavelengths below --rotary-scaling-original-length / this are left alone."""
     rotary_scaling_original_length: int = 8192
     """Llama 3 scaling: context length before stretching."""
     reset_attention_mask: bool = False
@@ -59,11 +59,11 @@ class ModelConfig:
     untie_embeddings_and_output_weights: bool = True
     """Separate input embedding and output weights."""
     init_method_std: float = 0.02
-    """Standard deviation of every weight matrix at initialisation (sigma in V-scale's C)."""
+    """Standard deviation of every weight matrix at initialisation; V-scale's C_0 follows from it."""
     embedding_init_method_std: float | None = None
-    """That of the input embedding (and of an output layer tied to it); default: init_method_std."""
+    """Standard deviation of the input embedding (and of an output layer tied to it); default: --init-method-std."""
     v_scale: Literal["off", "on", "backward-only"] = "off"
-    """V-scale in attention (paper section 1); backward-only is the diagnostic control."""
+    """V-scale in attention (docs/sink-stats.md); backward-only: a control that changes gradients alone."""
 
     @property
     def num_key_value_heads(self) -> int:
@@ -121,7 +121,7 @@ class OptimizerConfig:
     min_lr: float = 3e-5
     """Learning rate at the end of the decay."""
     lr_decay_style: Literal["cosine", "WSD", "constant"] = "cosine"
-    """Shape after warm-up; WSD holds the peak and decays linearly over the last lr_wsd_decay_iters."""
+    """Shape after warm-up; WSD holds the peak and decays linearly over the last --lr-wsd-decay-iters."""
     lr_warmup_iters: int = 0
     """Linear warm-up from zero, in iterations."""
     lr_wsd_decay_iters: int = 0
@@ -153,7 +153,7 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 keeps fp32 master weights and accumulates gradients in fp32."""
     fp8: Literal["off", "hybrid", "e4m3"] = "off"
-    """Products of the blocks' linear layers in fp8, beside bf16: e4m3, gradients e5m2 (hybrid) or e4m3 as well."""
+    """Products of the blocks' linear layers in fp8 (with bf16): e4m3, gradients in e5m2 (hybrid) or e4m3."""
     seed: int = 1234
     """Seed of initial weights and data order."""
     compile: bool = True
@@ -163,7 +163,7 @@ class TrainingConfig:
     eval_iters: int = 10
     """Global batches per evaluation."""
     exit_duration_in_mins: float | None = None
-    """Save and exit cleanly after this many minutes."""
+    """Save and exit cleanly after this many minutes; default: never."""
     max_skipped_steps: int = 10
     """Steps whose loss or gradients are not finite are skipped; this many in a row end the run."""
     step_timeout_in_mins: float = 20.0
@@ -204,7 +204,7 @@ class CheckpointConfig:
     __pydantic_config__ = _STRICT_KEYS
 
     save: str | None = None
-    """Run folder."""
+    """Run folder (docs/run-folder.md)."""
     save_interval: int = 1000
     """Write a checkpoint every this many steps (and at the end); 0: only at the end."""
     async_save: bool = True
@@ -226,7 +226,7 @@ class SinkStatsConfig:
     __pydantic_config__ = _STRICT_KEYS
 
     sink_stats: Literal["off", "light", "full"] = "full"
-    """off; light: what can be taken every step, every sink_stats_interval; full: all of it besides, now and then."""
+    """light: cheap statistics every --sink-stats-interval; full: also all others every --sink-stats-full-interval."""
     sink_stats_interval: int = 100
     """Take light statistics every this many steps; 0: never."""
     sink_stats_full_interval: int = 1000
@@ -254,7 +254,7 @@ class LoggingConfig:
     run_name: str | None = None
     """Name of the run; default: the run folder's name."""
     profile: int = 0
-    """Once warm, profile so many steps on rank 0: a trace and a table of where time goes, in SAVE/profile; 0: none."""
+    """Profile this many warm steps on rank 0: a trace and a table of where time goes, in SAVE/profile; 0: none."""
     memory_snapshot: bool = False
     """Record allocations over the profiled steps (3 without --profile), for pytorch.org/memory_viz; needs a GPU."""
 

@@ -28,7 +28,7 @@ class PlanCommand(RunConfig):
     search: bool = False
     """Rank other layouts of the same run on the same machine."""
     json: str | None = None
-    """Also write the plan here, as JSON."""
+    """Also write the plan to this file, as JSON."""
 
     def run_config(self) -> RunConfig:
         run = RunConfig(**{section.name: getattr(self, section.name) for section in fields(RunConfig)})

@@ -20,7 +20,7 @@ class PreflightConfig:
     pair_rounds: int = 16
     """In each round every node is measured with one other; nodes - 1 rounds have all pairs, fewer are spread evenly."""
     file_mib: float = 1024.0
-    """Written and read by each node at once, MiB, split over its ranks."""
+    """Data that each node writes and reads, all at once, MiB, split over its ranks."""
     factor: float = 1.5
     """A node is bad whose bandwidth is so many times less than the median."""
     latency_factor: float = 2.0

@@ -28,10 +28,10 @@ class StudyRequest:
     study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY.yaml")]
     """The study file (docs/studies.md)."""
     on: Literal["slurm", "local"] | None = None
-    """slurm: submit what is not finished and not queued; local: one run after the other here. Default: slurm if the
+    """slurm: submit what is not finished and not queued; local: one run after the other here; default: slurm if the
     file has sbatch options, local otherwise."""
     at_once: int = 1
-    """Locally: so many runs go on at the same time; the visible GPUs are dealt out to them."""
+    """Locally, run this many at the same time; the visible GPUs are dealt out to them."""
     status: bool = False
     """Only print the state of all runs and draw the page."""
     watch: bool = False

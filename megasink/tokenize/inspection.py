@@ -22,13 +22,13 @@ class InspectConfig:
     prefix: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PREFIX")]
     """The pair's path without .bin or .idx."""
     tokenizer: str | None = None
-    """To decode samples; default: the one that the manifest names, if it is still there."""
+    """Tokenizer to decode samples with; default: the one that the manifest names, if it is still there."""
     vocab_size: int | None = None
-    """Every id must be below it; default: the manifest's."""
+    """Every token id must be below this; default: the manifest's."""
     samples: int = 3
     """Documents to show the beginning of, spread over the file."""
     sample_tokens: int = 60
-    """Tokens to show of each."""
+    """Tokens to show of each document."""
 
 
 def inspect(config: InspectConfig) -> list[str]:

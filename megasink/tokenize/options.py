@@ -38,7 +38,7 @@ class PreprocessConfig:
     skip_bad_documents: bool = False
     """Leave out and count documents that cannot be read (not UTF-8, not JSON, no such key) instead of stopping."""
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    """Threads that tokenize; default: the CPUs this process may use."""
+    """gigatoken's processes (at most 4), or threads of the tokenizer's library; default: the CPUs this process has."""
     encoder: Literal["fastest", "reference"] = "fastest"
     """fastest: gigatoken if its ids equal the tokenizer's own library on a sample; reference: always that library."""
     shard: str | None = None

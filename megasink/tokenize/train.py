@@ -21,7 +21,7 @@ class TrainTokenizerConfig:
     output: str
     """Prefix: writes <prefix>.model."""
     vocab_size: int
-    """Entries, special tokens and 256 bytes included."""
+    """Vocabulary entries, special tokens and 256 bytes included."""
     json_key: str = "text"
     """Key of the text in each JSON object."""
     model_type: Literal["bpe", "unigram"] = "bpe"
@@ -29,7 +29,7 @@ class TrainTokenizerConfig:
     max_sentences: int = 1_000_000
     """Lines of text used at most, taken at random."""
     num_threads: int = 2
-    """Threads."""
+    """Threads that train."""
 
 
 def train_tokenizer(config: TrainTokenizerConfig) -> Path:

