@@ -1,5 +1,6 @@
 """wandb, which may be absent, offline or broken without stopping a run."""
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -86,3 +87,8 @@ class Tracker:
         self.run = None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         print(f"megasink: wandb is off for this run ({reason})", file=sys.stderr, flush=True)
+        if isinstance(error, ConnectionError):  # its process is gone; Slurm signals all processes of a job
+            import wandb
+
+            with contextlib.suppress(Exception):
+                wandb.teardown()  # else it does so at exit, with a traceback

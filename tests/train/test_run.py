@@ -1,14 +1,19 @@
 """One run from the outside: what it refuses, how it stops, what it starts from."""
 
+import subprocess
+import sys
+
 import filelock
 import numpy as np
+import psutil
 import pytest
 import yaml
 from safetensors.numpy import load_file
 
 from megasink.config import RunConfig
 from megasink.config.cli import load_yaml
-from tests.helpers.jobs import losses, metrics, train
+from megasink.train.exit_codes import STOPPED
+from tests.helpers.jobs import TINY, losses, metrics, train
 
 
 @pytest.mark.parametrize(
@@ -100,6 +105,23 @@ def test_wandb_absent_or_broken_never_stops_a_run(tokens, tmp_path, wandb):
     outcome = train(*flags, program=program)
     assert len(outcome.lines("megasink: wandb is off for this run")) == 1
     assert len(metrics(tmp_path / "run")) == 2
+
+
+def test_a_signal_that_wandbs_process_gets_too_leaves_no_traceback(tokens, tmp_path):
+    """Slurm's goes to all processes of a job step; wandb's ends at once."""
+    flags = [*TINY, "--data-path", tokens, "--save", tmp_path, "--train-iters", 100_000, "--wandb-mode", "offline"]
+    command = [sys.executable, "-m", "megasink.train", *map(str, flags)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with process:
+        next(line for line in process.stdout if line.startswith("step"))
+        job = psutil.Process(process.pid)
+        wandb = [child for child in job.children(recursive=True) if "wandb" in child.name()]
+        for each in (*wandb, job):
+            each.terminate()
+        said = process.stdout.read()
+    assert wandb and process.returncode == STOPPED
+    assert "megasink: wandb is off for this run" in said and "Stopped after step" in said
+    assert "Traceback" not in said
 
 
 def test_a_resumed_run_goes_on_under_its_wandb_id_and_its_files_hold_no_secrets(tokens, tmp_path):
