@@ -1,15 +1,19 @@
-"""Run folders and shards as training leaves them, made in a moment."""
+"""Run folders and shards as training leaves them, made in a moment, and requests to analyse them."""
 
 import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
+from megasink.analysis.analyze import analyze
+from megasink.analysis.request import AnalysisRequest
 from megasink.checkpoint.weights import gather_weights, save_weights
 from megasink.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from megasink.config.cli import to_yaml
 from megasink.data import IndexedDatasetWriter
+from megasink.errors import UserError
 from megasink.model.llama import Llama
 from megasink.parallel.layout import ParallelLayout
 
@@ -52,3 +56,14 @@ def write_shards(prefix: Path, vocab_size: int, documents: int = 100, seed: int 
         for _ in range(documents):
             writer.add_document(rng.integers(vocab_size, size=rng.integers(5, 60)))
     return str(prefix)
+
+
+def request_for(made: Path, *checkpoints: Path, **changes) -> AnalysisRequest:
+    options = dict(data=str(made / "text"), tokens="200", out=str(made / "report"), device="cpu")
+    return AnalysisRequest(tuple(str(path) for path in checkpoints), **(options | changes))
+
+
+def error_of(request: AnalysisRequest) -> str:
+    with pytest.raises(UserError) as error:
+        analyze(request, "")
+    return str(error.value)

