@@ -88,6 +88,9 @@ def reproduce(request: ReproduceRequest) -> int:
     """Returns the exit code: the study's, or 0."""
     check_at_once(request.at_once)
     recipe = from_dict(Recipe, read_words(Path(request.recipe)), request.recipe)
+    unknown = set(request.arms) - set(recipe.arms)
+    if unknown:
+        raise UserError(f"--arms {' '.join(sorted(unknown))}: the recipe has {', '.join(recipe.arms)}")
     out = Path(request.out).absolute()
     manifest = make_tokens(recipe, request, out / "data")
     os.chdir(ROOT)  # where the launch scripts are
@@ -136,9 +139,6 @@ def _only_seq_length(recipe: Recipe) -> int:
 
 def write_study(recipe: Recipe, request: ReproduceRequest, out: Path) -> Path:
     """The study file of this recipe and folder."""
-    unknown = set(request.arms) - set(recipe.arms)
-    if unknown:
-        raise UserError(f"--arms {' '.join(sorted(unknown))}: the recipe has {', '.join(recipe.arms)}")
     data = {name: str(out / "data" / part) for name, part in _DATA.items()}
     if recipe.backcopy is not None:
         data.pop("tokenizer")  # it has none

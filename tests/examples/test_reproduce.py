@@ -95,6 +95,14 @@ def test_a_recipe_that_makes_its_own_tokens_takes_no_text_and_one_length(tmp_pat
     assert manifest["tokens"] == 9 * 128
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "says"), [("--at-once", "0", "at least one"), ("--arms", "nobody", "V-scale")]
+)
+def test_a_mistake_is_said_before_any_text_is_looked_for(flag, value, says):
+    with pytest.raises(UserError, match=f"{flag} {value}: .*{says}"):
+        reproduce(parse_cli(ReproduceRequest, [str(ROOT / "examples/reproduce/cpu.yaml"), flag, value]))
+
+
 def test_only_steps_that_every_arm_has_saved_are_analysed(tmp_path, monkeypatch):
     """An interrupted arm has saved at the step it was at, which the others have not."""
     monkeypatch.chdir(ROOT)
@@ -160,5 +168,3 @@ def test_from_text_to_verdict(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out.count("finished before") == 2
     with pytest.raises(UserError, match="made from other text or settings"):
         run("--text", "text")
-    with pytest.raises(UserError, match="--at-once 0"):  # before any text is looked for
-        reproduce(parse_cli(ReproduceRequest, [str(tmp_path / "recipe.yaml"), "--at-once", "0"]))
