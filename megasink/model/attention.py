@@ -71,18 +71,7 @@ class Attention(nn.Module):
         """hidden_states [B, T (or its local share), H] -> the same shape; cos, sin [T, D] or [B, T, D]; `joined` is
         joined_weight()."""
         taps = taps or BlockTaps()
-        query, key, value = self._project(hidden_states, taps, joined)
-        query = tap_gradient(query, taps.query_grad)
-        key = self._tap_key_value(key, taps.key_grad)
-        value = self._tap_key_value(value, taps.value_grad)
-        value = tap_value(value, taps.value, sum_of_squares, value)
-        if self.v_scale is not None:
-            value = self.v_scale(value, taps.theta)
-        value = self._tap_key_value(value, taps.value_hat_grad)
-        value = tap_value(value, taps.value_hat, sum_of_squares, value)
-        query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
-
-        query, key, value = self._gather_tokens(query, key, value)
+        query, key, value = self._gather_tokens(*self._heads(hidden_states, cos, sin, taps, joined))
         query, key, value = (states.transpose(1, 2) for states in (query, key, value))
         repeats = query.shape[1] // key.shape[1]
         if repeats > 1:
@@ -96,6 +85,30 @@ class Attention(nn.Module):
         context = heads_to_tokens(context.transpose(1, 2), self.layout.context)
         return self.o_proj(context.flatten(2))
 
+    def _heads(
+        self, hidden_states: Tensor, cos: Tensor, sin: Tensor, taps: BlockTaps, joined: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """[B, T (or its local share), H] -> query and key rotated, v_hat: [B, T, heads of this rank, D]."""
+        if taps.attention_paths is None:
+            projections = [self.q_proj, self.k_proj, self.v_proj]
+            states = fused_column_parallel(enter_tensor_parallel(hidden_states, self.layout), projections, joined)
+            states = states.unflatten(-1, (-1, self.head_dim))
+            if self.key_value_heads is None and self.v_scale is not None and self.v_scale.one_pass(states):
+                return self.v_scale.rotate_and_scale(states, cos, sin, taps)
+            heads = [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
+            query, key, value = states.split(heads, dim=-2)
+        else:
+            query, key, value = self._project_apart(hidden_states, taps.attention_paths)
+        query = tap_gradient(query, taps.query_grad)
+        key = self._tap_key_value(key, taps.key_grad)
+        value = self._tap_key_value(value, taps.value_grad)
+        value = tap_value(value, taps.value, sum_of_squares, value)
+        if self.v_scale is not None:
+            value = self.v_scale(value, taps.theta)
+        value = self._tap_key_value(value, taps.value_hat_grad)
+        value = tap_value(value, taps.value_hat, sum_of_squares, value)
+        return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin), value
+
     def _gather_tokens(self, *query_key_value: Tensor) -> tuple[Tensor, ...]:
         """Under context parallelism attention sees all tokens of a share of this rank's heads.
 
@@ -108,18 +121,12 @@ class Attention(nn.Module):
             key, value = key.repeat_interleave(repeats, dim=2), value.repeat_interleave(repeats, dim=2)
         return tuple(tokens_to_heads(states, axis) for states in (query, key, value))
 
-    def _project(self, hidden_states: Tensor, taps: BlockTaps, joined: Tensor | None) -> tuple[Tensor, ...]:
-        """[B, T (or its local share), H] -> query, key, value [B, T, heads of this rank, D]."""
-        projections = [self.q_proj, self.k_proj, self.v_proj]
-        if taps.attention_paths is None:
-            states = fused_column_parallel(enter_tensor_parallel(hidden_states, self.layout), projections, joined)
-            heads = [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
-            return states.unflatten(-1, (-1, self.head_dim)).split(heads, dim=-2)
-        # apart, so that each path's gradient is whole where the three meet
-        paths = split_paths(hidden_states, taps.attention_paths)
+    def _project_apart(self, hidden_states: Tensor, paths_tap: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value by products of their own, so that each path's gradient is whole where the three meet."""
+        paths = split_paths(hidden_states, paths_tap)
         return tuple(
             projection(enter_tensor_parallel(path, self.layout)).unflatten(-1, (-1, self.head_dim))
-            for projection, path in zip(projections, paths, strict=True)
+            for projection, path in zip((self.q_proj, self.k_proj, self.v_proj), paths, strict=True)
         )
 
     def _tap_key_value(self, states: Tensor, leaf: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from megasink.model.norm import RMSNorm
 from megasink.parallel.cross_entropy import vocab_parallel_cross_entropy
 from megasink.parallel.layers import VocabParallelEmbedding, enter_tensor_parallel
 from megasink.parallel.layout import ParallelLayout
+from megasink.parallel.main_gradient import summing_linear
 from megasink.parallel.pipeline import balanced_blocks
 from megasink.parallel.shard import normal_
 
@@ -60,7 +61,10 @@ class OutputLayer(Embedding):
 
 def project_to_vocabulary(embedding: VocabParallelEmbedding, hidden_states: Tensor) -> Tensor:
     """Logits through an embedding's weight (its own, or the tied input embedding's)."""
-    return F.linear(enter_tensor_parallel(hidden_states, embedding.layout), embedding.weight)
+    hidden_states = enter_tensor_parallel(hidden_states, embedding.layout)
+    if embedding.main_gradient is not None:
+        return summing_linear(hidden_states, embedding.weight, [embedding.main_gradient])
+    return F.linear(hidden_states, embedding.weight)
 
 
 @dataclass(frozen=True)
@@ -142,10 +146,11 @@ def blocks_of(model: nn.Module) -> list[Block]:
 
 
 def token_losses(
-    logits: Tensor, labels: Tensor, config: ModelConfig, layout: ParallelLayout, compile: bool = False
+    logits: Tensor, labels: Tensor, config: ModelConfig, layout: ParallelLayout, fused: bool = False
 ) -> Tensor:
-    """Cross entropy per token, fp32 [B, T]; labels int64 [B, T], -100 where a token does not count."""
-    return vocab_parallel_cross_entropy(logits, labels, config.vocab_size, layout.tensor, compile)
+    """Cross entropy per token, fp32 [B, T]; labels int64 [B, T], -100 where a token does not count; `fused`: by
+    kernels of ours on a GPU."""
+    return vocab_parallel_cross_entropy(logits, labels, config.vocab_size, layout.tensor, fused)
 
 
 def _bind(forward: Callable[[nn.Module, Tensor], Tensor], module: nn.Module) -> Callable[[Tensor], Tensor]:

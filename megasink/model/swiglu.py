@@ -36,7 +36,7 @@ class _SwiGLU(torch.autograd.Function):
         packed, gradient = packed.contiguous(), gradient.contiguous()
         packed_gradient = torch.empty_like(packed)
         block = 1024
-        _packed_gradient_kernel[(rows, triton.cdiv(width, block))](
+        _swiglu_gradient_kernel[(rows, triton.cdiv(width, block))](
             packed, gradient, packed_gradient, width, block, num_warps=4
         )
         return packed_gradient
@@ -53,7 +53,7 @@ def _packed_gradient(packed: Tensor, gradient: Tensor) -> Tensor:
 if triton is not None:
 
     @triton.jit
-    def _packed_gradient_kernel(packed, gradient, packed_gradient, width, block: tl.constexpr):
+    def _swiglu_gradient_kernel(packed, gradient, packed_gradient, width, block: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         column = tl.program_id(1) * block + tl.arange(0, block)
         inside = column < width

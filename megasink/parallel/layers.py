@@ -16,6 +16,7 @@ from megasink.parallel.collectives import (
 )
 from megasink.parallel.fp8 import fp8_linear
 from megasink.parallel.layout import ParallelLayout
+from megasink.parallel.main_gradient import MainGradient, summing_linear
 from megasink.parallel.shard import sharded_parameter
 
 
@@ -24,6 +25,8 @@ class ParallelLinear(nn.Module):
 
     fp8: torch.dtype | None = None
     """Format of its output's gradient where its products are fp8 (megasink.parallel.fp8)."""
+    main_gradient: MainGradient | None = None
+    """Where its products add the weight's gradient; None: autograd hands it on."""
 
 
 def enter_tensor_parallel(hidden_states: Tensor, layout: ParallelLayout) -> Tensor:
@@ -70,7 +73,7 @@ class ColumnParallelLinear(ParallelLinear):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, T, in] inside the tensor-parallel region -> [B, T, out / ranks]."""
-        return _linear(hidden_states, self.local_weight(), self.fp8)
+        return _linear(hidden_states, self.local_weight(), self)
 
 
 def fused_column_parallel(
@@ -83,6 +86,9 @@ def fused_column_parallel(
     weights = [layer.local_weight() for layer in layers]
     if layers[0].fp8 is not None:
         return fp8_linear(hidden_states, weights, layers[0].fp8, joined)
+    gradients = [layer.main_gradient for layer in layers]
+    if all(gradient is not None for gradient in gradients):
+        return summing_linear(hidden_states, torch.cat(weights) if joined is None else joined, gradients)
     if joined is None:
         return F.linear(hidden_states, torch.cat(weights))
     return _JoinedLinear.apply(hidden_states, joined, *weights)
@@ -132,15 +138,22 @@ class RowParallelLinear(ParallelLinear):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, T, in / ranks] -> [B, T (or its local share), out]."""
-        return leave_tensor_parallel(_linear(hidden_states, self.weight, self.fp8), self.layout)
+        return leave_tensor_parallel(_linear(hidden_states, self.weight, self), self.layout)
 
 
-def _linear(hidden_states: Tensor, weight: Tensor, fp8: torch.dtype | None) -> Tensor:
-    return F.linear(hidden_states, weight) if fp8 is None else fp8_linear(hidden_states, [weight], fp8)
+def _linear(hidden_states: Tensor, weight: Tensor, layer: ParallelLinear) -> Tensor:
+    if layer.fp8 is not None:
+        return fp8_linear(hidden_states, [weight], layer.fp8)
+    if layer.main_gradient is not None:
+        return summing_linear(hidden_states, weight, [layer.main_gradient])
+    return F.linear(hidden_states, weight)
 
 
 class VocabParallelEmbedding(nn.Module):
     """Token embedding with the (padded) vocabulary split over tensor-parallel ranks."""
+
+    main_gradient: MainGradient | None = None
+    """As ParallelLinear's, for logits through its weight."""
 
     def __init__(self, padded_vocab_size: int, hidden_size: int, layout: ParallelLayout, vocab_size: int):
         super().__init__()

@@ -1,9 +1,10 @@
 """DeepSpeed's bf16 optimizer with fewer passes over memory and no wait for the device.
 
 Per step DeepSpeed widens, adds and zeroes gradients, scales them to clip, runs AdamW, and casts the weights: each its
-own pass over every parameter, with the host waiting for the norm in between. Here the first micro-batch is copied
-instead of added to zeros, and one kernel reads a gradient once, clips it, updates master weight and moments, and writes
-the bf16 weight. A norm that is not finite leaves everything as it was.
+own pass over every parameter, with the host waiting for the norm in between. Here the products that make gradients of
+matrices add them to their fp32 sums (megasink.parallel.main_gradient), the first micro-batch overwrites what is there,
+and one kernel reads a sum once, clips it, updates master weight and moments, and writes the bf16 weight. A norm that is
+not finite leaves everything as it was.
 
 Between replicas DeepSpeed rounds the fp32 sums to bf16 and adds whole gradients everywhere. Here they stay fp32, and
 each replica receives the sum of its own partition alone: as many bytes on the wire, no copies, no rounding.
@@ -13,10 +14,12 @@ import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.utils import all_gather_dp_groups, bwc_tensor_model_parallel_rank, is_model_parallel_parameter
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from megasink.parallel.collectives import reduce_scatter
+from megasink.parallel.layers import ParallelLinear, VocabParallelEmbedding
+from megasink.parallel.main_gradient import MainGradient
 from megasink.train.gradient_sum import take_gradient
 
 
@@ -24,30 +27,26 @@ class FusedBF16Optimizer(BF16_Optimizer):
     """Same state and checkpoints as BF16_Optimizer around torch.optim.AdamW; use `fuse` to make one."""
 
     def _update_hp_grad(self, lp: Tensor, group_idx: int, param_idx: int, clear_lp_grads: bool) -> None:
-        """Take one parameter's micro-batch gradient into its fp32 sum."""
+        """Take one parameter's micro-batch gradient into its fp32 sum, where autograd has handed one on."""
         if lp.grad is None:
             return
-        total = self.fp32_groups_gradients[group_idx][param_idx]
-        gradient = lp.grad.reshape(total.shape)
-        add = self.fp32_groups_has_gradients[group_idx][param_idx]
-        take_gradient(total, gradient, add, fused=self.compile_step)
-        lp._hp_grad = total
-        self.fp32_groups_has_gradients[group_idx][param_idx] = True
+        total, empty = self.main_gradients[lp]
+        take_gradient(total.flatten(), lp.grad.flatten(), add=not empty.tolist(), fused=self.compile_step)
+        empty.data.fill_(False)
         if clear_lp_grads:
             lp.grad = None
 
     def clear_hp_grads(self) -> None:
         """What is there is overwritten by the next micro-batch."""
-        for i, group in enumerate(self.fp32_groups_gradients):
-            self.fp32_groups_has_gradients[i] = [False] * len(group)
+        for _, empty in self.main_gradients.values():
+            empty.fill_(True)
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
         """Clip, AdamW and cast; the update is left out on the device where the gradient norm is not finite."""
-        for gradients, present in zip(self.fp32_groups_gradients, self.fp32_groups_has_gradients, strict=True):
-            absent = [gradient for gradient, there in zip(gradients, present, strict=True) if not there]
-            if absent:
-                torch._foreach_zero_(absent)
+        absent = [total for total, empty in self.main_gradients.values() if empty.tolist()]
+        if absent:
+            torch._foreach_zero_(absent)
         replicas = dist.get_world_size(group=self.dp_process_group)
         self._sum_over_replicas()
         norm = self._norm_of_sums() / replicas
@@ -132,7 +131,30 @@ def fuse(engine: DeepSpeedEngine, compile: bool) -> None:
         optimizer.__class__ = FusedBF16Optimizer  # adds behaviour only; DeepSpeed offers no place to name a class
         optimizer.compile_step = compile
         optimizer.counted = optimizer.counted_gradients()
+        optimizer.main_gradients = _main_gradients(optimizer)
+        for module in engine.module.modules():
+            if _multiplies(module):
+                module.main_gradient = optimizer.main_gradients.get(module.weight)  # None where it is frozen
         engine.pipeline_enable_backward_allreduce = False  # step() sums over replicas
+
+
+def _main_gradients(optimizer: BF16_Optimizer) -> dict[nn.Parameter, MainGradient]:
+    """Of each parameter: DeepSpeed's fp32 sums."""
+    found = {}
+    for parameters, totals in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
+        for parameter, total in zip(parameters, totals, strict=True):
+            # autograd counts changes of what it holds: not those of its neighbours in DeepSpeed's flat buffer
+            own = total.data.view(parameter.shape)
+            found[parameter] = MainGradient(own, torch.ones((), dtype=torch.bool))
+            parameter._hp_grad = total  # where DeepSpeed's pipeline looks for a tied weight's
+    return found
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether its products add their weight's gradient themselves: not in fp8, nor where ranks' parts are summed."""
+    if isinstance(module, ParallelLinear):
+        return module.fp8 is None and getattr(module, "rows", None) is None
+    return isinstance(module, VocabParallelEmbedding)
 
 
 def _adamw(

@@ -25,7 +25,19 @@ _BY_KERNEL = [
     ("rope", ("rope", "rotary", "_neg_", "_cos_", "_sin_")),
     ("norm", ("rms_norm", "rmsnorm", "rsqrt", "_pow_")),
     ("embedding", ("embedding", "indexselect", "index_select", "index_put")),
-    ("copies", ("memcpy", "memset", "copy_kernel", "copy_device", "catarray", "fillfunctor", "triton_poi_fused_cat")),
+    (
+        "copies",
+        (
+            "memcpy",
+            "memset",
+            "copy_kernel",
+            "take_gradient",
+            "copy_device",
+            "catarray",
+            "fillfunctor",
+            "triton_poi_fused_cat",
+        ),
+    ),
 ]
 # eager kernels have names like vectorized_elementwise_kernel: the operators around their launch say more
 _BY_RANGE = [

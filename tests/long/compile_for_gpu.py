@@ -31,7 +31,9 @@ from triton.backends.compiler import GPUTarget
 import megasink.model.attention as attention
 from megasink.config import ModelConfig
 from megasink.model.llama import Llama, blocks_of
+from megasink.parallel.layers import ParallelLinear
 from megasink.parallel.layout import ParallelLayout
+from megasink.parallel.main_gradient import MainGradient
 from megasink.stats.recorder import SinkRecorder
 
 GPU = torch.device("cuda", 0)
@@ -120,6 +122,8 @@ def compile_block(config: ModelConfig, sequences: int, level: str | None, gradie
 
     with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True), torch.set_grad_enabled(gradients):
         parameters = {name: torch.empty_like(each, requires_grad=True) for name, each in block.named_parameters()}
+        layers = [layer for layer in block.modules() if isinstance(layer, ParallelLinear)]
+        sums = [torch.empty_like(layer.weight, dtype=torch.float32, requires_grad=False) for layer in layers]
         states = torch.empty(sequences, config.seq_length, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
         tables = [torch.empty(config.seq_length, config.hidden_size // config.num_attention_heads) for _ in range(2)]
         rows = 3 * config.hidden_size, 2 * config.ffn_hidden_size
@@ -129,14 +133,16 @@ def compile_block(config: ModelConfig, sequences: int, level: str | None, gradie
             recorder.start(level)
             taps = recorder._leaves(states)  # without the hooks that fold gradients
 
-        def run(parameters, states, tables, taps, joined):
+        def run(parameters, sums, states, tables, taps, joined):
+            for layer, total in zip(layers, sums, strict=True):
+                layer.main_gradient = MainGradient(total, empty=total)  # both inputs of the same operator
             module = _Transform(block)
             named = {f"block.{name}": parameter for name, parameter in parameters.items()}
             return functional_call(module, named, (states, *tables, None, taps, joined))
 
         options = dict(decompositions=select_decomp_table(), fw_compiler=compiler("forward"))
         options |= dict(bw_compiler=compiler("backward"), partition_fn=partition)
-        output = aot_function(run, **options)(parameters, states, tables, taps, joined)
+        output = aot_function(run, **options)(parameters, sums, states, tables, taps, joined)
         if gradients:
             sum(each.float().sum() for each in tree_leaves(output)).backward()
     return compiled

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megasink.model.attention import Attention
 from megasink.model.taps import sum_of_squares, tap_gradient
 from megasink.parallel.collectives import all_reduce
-from megasink.parallel.layers import enter_tensor_parallel, fused_column_parallel
+from megasink.parallel.layers import enter_tensor_parallel
 from megasink.parallel.layout import ParallelLayout
 from megasink.stats.reduce import HeadSplit, Owner
 from tests.helpers.layouts import Case, layout_of
@@ -39,17 +39,18 @@ class PartialTap(torch.autograd.Function):
         return gradient, own, None
 
 
-def project_tapped_inside(self, hidden_states, taps, joined):
-    entered = PartialTap.apply(enter_tensor_parallel(hidden_states, self.layout), taps.attention_norm_grad, self.layout)
-    states = fused_column_parallel(entered, [self.q_proj, self.k_proj, self.v_proj], joined)
-    heads = [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
-    return states.unflatten(-1, (-1, self.head_dim)).split(heads, dim=-2)
+def heads_tapped_inside(self, hidden_states, cos, sin, taps, joined, heads=Attention._heads):
+    def entered(states, layout):
+        return PartialTap.apply(enter_tensor_parallel(states, layout), taps.attention_norm_grad, layout)
+
+    with patch("megasink.model.attention.enter_tensor_parallel", entered):
+        return heads(self, hidden_states, cos, sin, taps, joined)
 
 
 def g2_inside(case: Case) -> dict[str, np.ndarray]:
     """g2 taken before its all-reduce; under sequence parallelism, after the gather."""
     with (
-        patch.object(Attention, "_project", project_tapped_inside),
+        patch.object(Attention, "_heads", heads_tapped_inside),
         patch("megasink.model.block.tap_gradient", lambda tensor, leaf: tensor),
     ):
         return light(case)
