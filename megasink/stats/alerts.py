@@ -1,5 +1,6 @@
 """Says when a run starts to grow massive activations."""
 
+import sys
 from dataclasses import dataclass
 
 
@@ -22,10 +23,14 @@ GROWTHS = (
 
 
 class GrowthWatch:
-    """Compares each report's scalars with the null's."""
+    """Compares each report's scalars with the null's.
 
-    def __init__(self):
-        self.next: dict[str, float] = {}
+    `warns_at`: the value at which each scalar that was warned about is warned about next; a resumed run gives what the
+    run before had there.
+    """
+
+    def __init__(self, warns_at: dict[str, float] | None = None):
+        self.warns_at = dict(warns_at or {})
 
     def check(self, figures: dict[str, float], null: dict[str, float]) -> list[str]:
         """A line for each growth that has reached its threshold, or doubled since the last warning.
@@ -39,8 +44,9 @@ class GrowthWatch:
             if growth.scalar not in figures or growth.scalar not in null:
                 continue
             value, untrained = figures[growth.scalar], null[growth.scalar]
-            threshold = self.next.get(growth.scalar, max(growth.least, growth.times_null * untrained))
+            threshold = self.warns_at.get(growth.scalar, max(growth.least, growth.times_null * untrained))
             if value >= threshold:
                 warnings.append(f"{growth.means}: {value:.4g}, untrained {untrained:.4g}")
-                self.next[growth.scalar] = 2.0 * value
+                # finite: it is stored as JSON
+                self.warns_at[growth.scalar] = min(2.0 * value, sys.float_info.max)
         return warnings

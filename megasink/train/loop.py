@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -45,6 +45,8 @@ class Progress:
     consumed_samples: int = 0
     consumed_tokens: int = 0
     skipped_steps: int = 0
+    growth_warns_at: dict[str, float] = field(default_factory=dict)
+    """GrowthWatch.warns_at, as rank 0 has it."""
 
 
 @dataclass
@@ -163,6 +165,8 @@ def save(run: Run, skipped_steps: int) -> None:
     """A resumable checkpoint of the present step."""
     run.watchdog.beat(run.progress.step, "saving")
     run.progress.skipped_steps = skipped_steps
+    if run.log is not None:
+        run.progress.growth_warns_at = run.log.growth.warns_at
     progress = vars(run.progress)
     stream = run.train.dataset.state(run.progress.consumed_samples)
     run.saver.save(progress | {"data": stream}, run.engine.model, run.engine.engine)

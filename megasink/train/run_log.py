@@ -16,15 +16,18 @@ from megasink.train.tracker import Tracker
 
 
 class RunLog:
-    """Appends to the run folder; lines of steps after `first_step` left by a killed run are dropped first."""
+    """Appends to the run folder; lines of steps after `first_step` left by a killed run are dropped first.
 
-    def __init__(self, folder: RunFolder, config: RunConfig, first_step: int):
+    `growth_warns_at`: GrowthWatch's, of the checkpoint that is resumed.
+    """
+
+    def __init__(self, folder: RunFolder, config: RunConfig, first_step: int, growth_warns_at: dict[str, float]):
         self.folder = folder
         self.config = config
         self.first_step = first_step
         self.latest_sinks: dict[str, float] | None = None
         self.null = self._stored_null()
-        self.growth = GrowthWatch()
+        self.growth = GrowthWatch(growth_warns_at)
         self.background = Background()
         self.charts: Future | None = None
         self.metrics = RecordFile(folder.metrics, first_step, folder.say)

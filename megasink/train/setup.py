@@ -126,13 +126,19 @@ def _resume_or_start(
     state = agree(lambda: load_checkpoint(checkpoint, config, layout, engine.engine))
     if "data" in state:
         batches.dataset = agree(lambda: resume_blend(state["data"], batches.dataset))
-    return Progress(state["step"], state["consumed_samples"], state["consumed_tokens"], state.get("skipped_steps", 0))
+    return Progress(
+        state["step"],
+        state["consumed_samples"],
+        state["consumed_tokens"],
+        state.get("skipped_steps", 0),
+        state.get("growth_warns_at", {}),
+    )
 
 
 def _start_log(folder: RunFolder, config: RunConfig, progress: Progress) -> RunLog:
     try:
         folder.write_configuration(config, dist.get_world_size())
-        return RunLog(folder, config, progress.step)
+        return RunLog(folder, config, progress.step, progress.growth_warns_at)
     except OSError as error:
         raise UserError(f"--save {folder.path}: cannot write there ({error.strerror}); make room") from None
 

@@ -2,6 +2,9 @@
 
 import json
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +69,15 @@ def test_a_metrics_line_says_what_the_documents_promise(whole_and_halves):
         assert record["mfu"] is None and record["step_time_s"] > 0 and record["grad_norm"] > 0
 
 
+@contextmanager
+def edited(state: Path) -> Iterator[dict]:
+    """A checkpoint's state.json, to be changed; its manifest then agrees with it."""
+    described = json.loads(state.read_text())
+    yield described
+    state.write_text(json.dumps(described))
+    write_manifest(state.parent, read_entries(state.parent) | {state.name: describe_file(state)})
+
+
 @pytest.mark.parametrize("stage", [1, 3])
 def test_optimizer_state_in_another_order_moves_by_name_or_is_refused(stage, tokens, tmp_path):
     """Until 2026-11-28 thetas lay between norm weights; read by position, their moments would be others'."""
@@ -74,10 +86,8 @@ def test_optimizer_state_in_another_order_moves_by_name_or_is_refused(stage, tok
     train(*flags, "--save", tmp_path / "whole", "--train-iters", 6)
     train(*flags, "--save", tmp_path / "halves", "--train-iters", 3, program=before)
     state = tmp_path / "halves" / "checkpoints" / "step_00000003" / "state.json"
-    described = json.loads(state.read_text())
-    assert described["layout"].pop("thetas") == "last"  # as checkpoints of then have it
-    state.write_text(json.dumps(described))
-    write_manifest(state.parent, read_entries(state.parent) | {state.name: describe_file(state)})
+    with edited(state) as described:
+        assert described["layout"].pop("thetas") == "last"  # as checkpoints of then have it
     second = ["--save", tmp_path / "halves", "--train-iters", 6, "--auto-resume"]
     if stage == 3:
         refused = train(*flags, *second, expect=2)
@@ -86,3 +96,25 @@ def test_optimizer_state_in_another_order_moves_by_name_or_is_refused(stage, tok
     train(*flags, *second)
     whole, halves = (metrics_without_times(tmp_path / name) for name in ("whole", "halves"))
     assert [record["loss"] for record in halves] == pytest.approx([record["loss"] for record in whole], rel=1e-5)
+
+
+def test_growth_is_not_warned_of_again_after_a_resume(tokens, tmp_path):
+    """With a threshold below what untrained weights show: this model would not grow in so few steps."""
+    program = """
+from dataclasses import replace
+from megasink.stats import alerts
+alerts.GROWTHS = (replace(alerts.GROWTHS[0], times_null=0.5),)
+from megasink.train import main
+main()
+"""
+    flags = ["--data-path", tokens, *FLAGS, "--save", tmp_path, "--auto-resume"]
+
+    def warnings(steps: int) -> list[str]:
+        outcome = train(*flags, "--train-iters", steps, program=program)
+        return [line.split(": |x_out|")[0] for line in outcome.lines("warning: step")]
+
+    assert warnings(3) == ["warning: step 0"]
+    assert warnings(6) == []
+    with edited(tmp_path / "checkpoints" / "step_00000006" / "state.json") as state:
+        del state["growth_warns_at"]  # as checkpoints were until 2026-11-28
+    assert warnings(9) == ["warning: step 6"]
