@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from megasink.errors import UserError
+
 GATE_SINKS = 0.3
 """AS mean of the baseline from which on there are sinks to keep."""
 GATE_ACTIVATIONS = 3.0
@@ -13,6 +15,8 @@ GATE_ACTIVATIONS = 3.0
 
 GATE_GRADIENTS = 1.5
 """Median R_GS against 1..15 of the baseline over its null from which on there is a gradient sink to lose."""
+
+_GRADIENT_SINK = "gradient_sink_ratio_early"
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,20 @@ class Criterion:
 def read_figures(report: Path) -> list[ArmFigures]:
     """The arms of a report folder of tools/analyze_ckpt.py, or of its kept copy, first setting."""
     setting = json.loads((report / "metrics.json").read_text(encoding="utf-8"))["settings"][0]
-    return [_figures(model, setting["intervals"][model["label"]]) for model in setting["models"]]
+    figures = []
+    for model in setting["models"]:
+        intervals = {row.get("key"): row for row in setting["intervals"][model["label"]]}
+        if _GRADIENT_SINK not in intervals:
+            raise UserError(
+                f"{report}: its intervals have no {_GRADIENT_SINK}, so an earlier megasink made it, or it was made "
+                "without gradients; remove the folder, then the same command makes it again"
+            )
+        figures.append(_figures(model, intervals[_GRADIENT_SINK]))
+    return figures
 
 
-def _figures(model: dict, intervals: list[dict]) -> ArmFigures:
+def _figures(model: dict, gradient_sink: dict) -> ArmFigures:
     trained, untrained = (_arrays(model[weights]) for weights in ("trained", "untrained"))
-    gradient_sink = next(row for row in intervals if row["name"] == "R_GS(0) against 1 to 15, median")
     return ArmFigures(
         arm=model["label"],
         valid_loss=model["trained"]["loss"],

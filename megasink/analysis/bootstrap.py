@@ -31,6 +31,8 @@ class Interval:
 class FigureIntervals:
     """One figure of one model: trained, untrained, and what training changed, paired by sequence."""
 
+    key: str
+    """Its name in by_sequence.npz; `name` is for people, and its words may change."""
     name: str
     trained: Interval
     untrained: Interval | None
@@ -41,6 +43,7 @@ class FigureIntervals:
 class ComparisonRow:
     """One figure of two models on the same sequences; `difference` is second minus first, paired by sequence."""
 
+    key: str
     name: str
     first_label: str
     second_label: str
@@ -81,7 +84,7 @@ def intervals(model: MeasuredModel) -> list[FigureIntervals]:
             null_value, null_drawn = _estimates(figure, model.untrained)
             untrained = _interval(null_value, null_drawn)
             learned = _interval(value - null_value, drawn - null_drawn)
-        rows.append(FigureIntervals(figure.name, _interval(value, drawn), untrained, learned))
+        rows.append(FigureIntervals(figure.key, figure.name, _interval(value, drawn), untrained, learned))
     return rows
 
 
@@ -98,7 +101,8 @@ def compare(first: MeasuredModel, second: MeasuredModel) -> list[ComparisonRow]:
         value_a, drawn_a = _estimates(figure, first.trained)
         value_b, drawn_b = _estimates(figure, second.trained)
         parts = _interval(value_a, drawn_a), _interval(value_b, drawn_b)
-        rows.append(ComparisonRow(figure.name, *labels, *parts, _interval(value_b - value_a, drawn_b - drawn_a)))
+        difference = _interval(value_b - value_a, drawn_b - drawn_a)
+        rows.append(ComparisonRow(figure.key, figure.name, *labels, *parts, difference))
     return rows
 
 

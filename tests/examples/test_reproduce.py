@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import yaml
 
@@ -158,6 +159,14 @@ def test_from_text_to_verdict(tmp_path, monkeypatch, capfd):
     assert "cannot be said: the gate is closed" in verdict
     figures = read_figures(results / "report_seed_1")
     assert [arm.arm for arm in figures] == ["baseline", "V-scale"] and verdict_text(figures) == verdict
+    stored = np.load(out / "reports" / "seed_1" / "baseline+V-scale" / "step_00000004" / "by_sequence.npz")
+    (ratios,) = (stored[name] for name in stored if name.endswith("baseline/trained/gradient_sink_ratio_early"))
+    assert figures[0].gradient_sink == np.median(ratios)
+    metrics = results / "report_seed_1" / "metrics.json"
+    assert metrics.read_text().count('"key":"gradient_sink_ratio_early"') == 3  # of each arm, and compared
+    metrics.write_text(metrics.read_text().replace('"key":', '"other":'))
+    with pytest.raises(UserError, match=r"report_seed_1.*an earlier megasink.*remove the folder"):
+        read_figures(results / "report_seed_1")
     assert list(out.glob("reports/**/by_sequence.npz")) and not list(results.rglob("*.npz"))
     assert (results / "reproduce_recipe.yaml").is_file() and (results / "study.html").is_file()
     assert (results / "baseline_seed1" / "scalars.jsonl").is_file()
