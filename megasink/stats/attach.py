@@ -11,12 +11,13 @@ its call of `torch.nn.functional.scaled_dot_product_attention`. Nothing of the m
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from megasink.config import ModelConfig
 from megasink.model.activation_statistics import activation_moments, activation_order
@@ -72,7 +73,8 @@ def attach_blocks(
     """As `attach`, for any blocks h -> h + attention(norm(h)) -> + mlp(norm(.)), each called with h first.
 
     Args:
-        config: the blocks' shape: num_layers, hidden_size, heads, head_dim (V-scale is found by itself).
+        config: the blocks' shape: num_layers, hidden_size, heads, head_dim (V-scale is found by itself, and added in a
+            copy).
         names: where a block has its parts.
         layout: data parallelism over the ranks of an initialised world (megasink.parallel.layout.build_layout()).
     """
@@ -84,10 +86,10 @@ class AttachedRecorder(SinkRecorder):
     """A SinkRecorder whose blocks are hooked while its `with` lasts."""
 
     def __init__(self, blocks: list["_HookedBlock"], config: ModelConfig, layout: ParallelLayout | None):
-        valve = blocks[0].v_scale
-        if valve is not None:
-            config.v_scale = "on"
-            config.init_method_std = math.sqrt(valve.initial_c / (config.hidden_size * config.kv_channels))
+        v_scale = blocks[0].v_scale
+        if v_scale is not None:
+            std = math.sqrt(v_scale.initial_c / (config.hidden_size * config.kv_channels))
+            config = replace(config, v_scale="on", init_method_std=std)
         super().__init__(config, layout or ParallelLayout(), blocks)
 
     def __enter__(self) -> "AttachedRecorder":
@@ -109,8 +111,10 @@ class _HookedBlock:
         self.names = names
         self.recorder: SinkRecorder | None = None
         self.taps = BlockTaps()
-        self.handles: list = []
-        self.v_scale = self._part(names.v_scale) if self._has(names.v_scale) else None
+        self.paths: tuple[Tensor, ...] | None = None
+        """The attention's input once for each of query, key and value, where they are told apart."""
+        self.handles: list[RemovableHandle] = []
+        self.v_scale = self._optional_part(names.v_scale)
 
     def hook(self, head_dim: int) -> None:
         self.head_dim = head_dim
@@ -211,11 +215,11 @@ class _HookedBlock:
     def _part(self, path: str) -> nn.Module:
         return attrgetter(path)(self.block)
 
-    def _has(self, path: str) -> bool:
+    def _optional_part(self, path: str) -> nn.Module | None:
         try:
-            return self._part(path) is not None
+            return self._part(path)
         except AttributeError:
-            return False
+            return None
 
 
 class _RecordedAttention(TorchFunctionMode):
@@ -235,19 +239,10 @@ class _RecordedAttention(TorchFunctionMode):
     def _attend(
         self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
     ) -> Tensor:
+        """query [B, N, T, head_dim], key and value [B, N or K, T, head_dim] -> [B, N, T, head_dim]."""
         default_scale = scale is None or math.isclose(scale, query.shape[-1] ** -0.5)
-        if (
-            attn_mask is not None
-            or dropout_p
-            or not is_causal
-            or not default_scale
-            or query.shape
-            != (
-                *key.shape[:1],
-                query.shape[1],
-                *key.shape[2:],
-            )
-        ):
+        whole = query.shape[-2] == key.shape[-2]
+        if attn_mask is not None or dropout_p or not is_causal or not default_scale or not whole:
             raise ValueError(
                 "sink statistics need causal attention over whole sequences, without mask (so without padding), "
                 "dropout, KV cache or an own scale"

@@ -1,5 +1,7 @@
 """The statistics that are cheap enough for every step, from one micro-batch's taps."""
 
+from torch import Tensor
+
 from megasink.model.taps import BlockTaps
 from megasink.parallel.collectives import all_reduce
 from megasink.parallel.layout import ParallelLayout
@@ -16,8 +18,8 @@ from megasink.stats.reduce import Owner, Sums
 def add_light(sums: Sums, taps: BlockTaps, tokens: Tokens, layout: ParallelLayout) -> None:
     """`taps` as BlockTaps describes them, with the local layers in front, [L, B, ...], and T whole on every rank."""
     add_counts(sums, tokens, layers=len(taps.value))
-    for name, squares in (("value_grad_norm", taps.value_grad), ("value_norm", taps.value)):
-        add_head_norms(sums, name, Owner.KEY_VALUE_HEADS, squares, tokens, scale_power=int("grad" in name))
+    add_head_norms(sums, "value_grad_norm", Owner.KEY_VALUE_HEADS, taps.value_grad, tokens, scale_power=1)
+    add_head_norms(sums, "value_norm", Owner.KEY_VALUE_HEADS, taps.value, tokens, scale_power=0)
     add_norm_over_heads(sums, "value_grad_norm_all", taps.value_grad, tokens, layout, Owner.KEY_VALUE_HEADS)
     add_drain(sums, "value", taps.value, tokens)
 
@@ -53,14 +55,17 @@ def add_counts(sums: Sums, tokens: Tokens, layers: int) -> None:
     sums.add("_documents", Owner.LAYER, (several > 0).sum().expand(layers))
 
 
-def add_head_norms(sums: Sums, name: str, owner: Owner, squares, tokens: Tokens, scale_power: int) -> None:
-    """Mean norm of each head by position; `squares` [L, B, T, heads]."""
+def add_head_norms(sums: Sums, name: str, owner: Owner, squares: Tensor, tokens: Tokens, scale_power: int) -> None:
+    """Mean norm of each head by position; `squares` [L, B, T, heads]. `scale_power`: as in Sums.add."""
     norms = squares.sqrt().permute(0, 3, 1, 2)
     sums.add(name, owner, tokens.bin_sums(norms), over="_tokens", scale_power=scale_power)
 
 
-def add_norm_over_heads(sums: Sums, name: str, squares, tokens: Tokens, layout: ParallelLayout, owner: Owner) -> None:
-    """Mean norm over all heads of all tensor-parallel ranks together: squares are summed before the root."""
+def add_norm_over_heads(
+    sums: Sums, name: str, squares: Tensor, tokens: Tokens, layout: ParallelLayout, owner: Owner
+) -> None:
+    """Mean gradient norm over all heads of all tensor-parallel ranks together: `squares` [L, B, T, heads] are summed
+    before the root."""
     squares = squares.sum(dim=-1)
     if owner is Owner.KEY_VALUE_HEADS and not sums.split.owns_key_value_heads:
         squares = squares * 0.0
@@ -68,8 +73,9 @@ def add_norm_over_heads(sums: Sums, name: str, squares, tokens: Tokens, layout: 
     sums.add(name, Owner.LAYER, tokens.bin_sums(norms), over="_tokens", scale_power=1)
 
 
-def add_drain(sums: Sums, name: str, squares, tokens: Tokens) -> None:
-    """Value drain per head, mean of ratios; and the mean norm at positions > 0, for the ratio of means."""
+def add_drain(sums: Sums, name: str, squares: Tensor, tokens: Tokens) -> None:
+    """Value drain per head, mean of ratios; and the mean norm at positions > 0, for the ratio of means; `squares`
+    [L, B, T, K]."""
     norms = squares.sqrt().permute(0, 3, 1, 2)
     drain = tokens.of_several(first_over_others(norms, tokens))
     sums.add(f"{name}_drain", Owner.KEY_VALUE_HEADS, drain.sum(dim=-1), over="_documents")

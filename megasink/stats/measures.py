@@ -30,8 +30,9 @@ class Tokens:
     """Where each token of one micro-batch stands: its position in its document, and which document that is."""
 
     def __init__(self, batch: int, length: int, device: torch.device, first_token: Tensor | None = None):
-        """`first_token` int64 [B, T]: index of the first token of each token's document, where packed documents do not
-        see each other (their number then moves to the host); without it each sequence is one document."""
+        """`first_token` int64 [B, T]: index in its sequence of the first token of each token's document, where packed
+        documents do not see each other (their number then moves to the host); without it each sequence is one
+        document."""
         index = torch.arange(length, device=device).expand(batch, length)
         self.position = index if first_token is None else index - first_token
         """int64 [B, T]."""
@@ -40,17 +41,18 @@ class Tokens:
         bins = torch.bucketize(self.position.flatten(), edges, right=True) - 1
         self.weights = torch.nn.functional.one_hot(bins, len(starts)).double().view(batch, length, -1)
         """[B, T, P]: 1 where the token is in the bin."""
-        self.document = None
+        self.document: Tensor | None = None
+        """int64 [B * T]: number of each token's document; None where each sequence is one."""
         if first_token is None:
             self.sequence = torch.arange(batch, device=device)
             self.size = torch.full((batch,), length, device=device)
         else:
             is_first = (self.position == 0).flatten()
             self.document = is_first.cumsum(0) - 1
-            starts = is_first.nonzero().squeeze(-1)
-            self.sequence = starts // length
+            first = is_first.nonzero().squeeze(-1)
+            self.sequence = first // length
             """int64 [X]: the sequence each document lies in."""
-            self.size = torch.diff(starts, append=starts.new_tensor([batch * length]))
+            self.size = torch.diff(first, append=first.new_tensor([batch * length]))
             """int64 [X]: tokens of each document."""
         self.start = self.size.cumsum(0) - self.size
         """int64 [X]: index of each document's first token in the flattened [B * T]."""

@@ -121,6 +121,13 @@ class OtherAttention(nn.Module):
         return self.wo(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
 
 
+def test_models_with_and_without_v_scale_share_a_config():
+    config = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, num_query_groups=2, head_dim=12)
+    found = [attach_blocks(hugging_face_llama(v_scale).model.layers, config).config for v_scale in (True, False)]
+    assert [each.v_scale for each in found] == ["on", "off"]
+    assert found[0].init_method_std == pytest.approx(SIGMA) and found[1].init_method_std == config.init_method_std
+
+
 def test_any_list_of_blocks():
     torch.manual_seed(0)
     blocks = nn.ModuleList([OtherBlock(24, 3) for _ in range(2)]).double()
