@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from megasink.train.run_folder import write_text
+from megasink.data.atomic import write_atomic
 from megasink.train.trace import OPTIMIZER_RANGE, read_trace, summarise, table
 
 WARM_STEPS = 5
@@ -101,9 +101,9 @@ class StepProfiler:
             with open(plain, "rb") as source, gzip.open(f"{plain}.gz", "wb", compresslevel=5) as packed:
                 shutil.copyfileobj(source, packed)
             plain.unlink()
-            write_text(Path(f"{name}.json"), json.dumps(summary, indent=1) + "\n")
+            write_atomic(Path(f"{name}.json"), f"{json.dumps(summary, indent=1)}\n".encode())
             shown = table(summary)
-            write_text(Path(f"{name}.txt"), shown + "\n")
+            write_atomic(Path(f"{name}.txt"), f"{shown}\n".encode())
             self.say(f"megasink: {self.steps} steps profiled on rank 0: {plain}.gz (ui.perfetto.dev shows it)\n{shown}")
         self._profiler, self.steps = None, 0
 

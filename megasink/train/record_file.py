@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from megasink.train.run_folder import write_text
+from megasink.data.atomic import write_atomic
 
 
 class RecordFile:
@@ -25,7 +25,7 @@ class RecordFile:
             kept = [
                 line + "\n" for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= last_step
             ]
-            write_text(path, "".join(kept))
+            write_atomic(path, "".join(kept).encode())
 
     def append(self, record: dict) -> None:
         self._waiting.append(record)

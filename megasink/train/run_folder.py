@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import torch
 import megasink
 from megasink.config import RunConfig
 from megasink.config.cli import to_yaml
+from megasink.data.atomic import write_atomic
 from megasink.errors import UserError
 
 
@@ -61,7 +61,7 @@ class RunFolder:
 
     def write_configuration(self, config: RunConfig, world_size: int) -> None:
         """config.yaml (reloadable with --config) and provenance.json (one entry per start of the run)."""
-        write_text(self.path / "config.yaml", to_yaml(config))
+        write_atomic(self.path / "config.yaml", to_yaml(config).encode())
         history = self.path / "provenance.json"
         starts = json.loads(history.read_text(encoding="utf-8")) if history.exists() else []
         starts.append(
@@ -79,17 +79,7 @@ class RunFolder:
                 },
             }
         )
-        write_text(history, json.dumps(starts, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        write_atomic(history, f"{json.dumps(starts, indent=1)}\n".encode())
 
 
 def _git_commit() -> str | None:

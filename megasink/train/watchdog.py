@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from megasink.data.atomic import write_atomic
 from megasink.train.exit_codes import BROKEN
 from megasink.train.last_resort import LastResort
-from megasink.train.run_folder import write_text
 
 FIRST_STEP_FACTOR = 10.0
 """For the first step, which compiles and fills caches, and for saving."""
@@ -104,13 +104,13 @@ class Watchdog:
         _write_flight_record(reports / f"rank_{self.rank:05d}.collectives.json")
         own = reports / f"rank_{self.rank:05d}.json"
         described = {"step": step, "phase": phase, "silent_s": silent_s, "where": self._where(error)}
-        write_text(own, json.dumps(described))
+        write_atomic(own, json.dumps(described).encode())
         _wait_for(lambda: len(list(reports.glob("rank_?????.json"))) == self.world_size, patience_s)
         found = sorted(reports.glob("rank_?????.json"))
         if found[0] == own:
             lines = "\n".join(summary(found, self.world_size, silent_s))
             print(lines, file=sys.stderr, flush=True)
-            write_text(reports / SUMMARY_FILE, lines + "\n")
+            write_atomic(reports / SUMMARY_FILE, f"{lines}\n".encode())
         else:  # the end of one process tears the others out of their waiting, the one that summarises too
             _wait_for((reports / SUMMARY_FILE).exists, patience_s)
 
@@ -156,6 +156,6 @@ def _listed(ranks: list[int]) -> str:
 def _write_flight_record(path: Path) -> None:
     """torch's record of the last collectives (which one each rank has and has not entered), where there is one."""
     with contextlib.suppress(Exception):
-        dump = torch._C._distributed_c10d
-        trace = dump._dump_nccl_trace_json if torch.cuda.is_available() else dump._dump_fr_trace_json
-        path.write_bytes(trace())
+        c10d = torch._C._distributed_c10d
+        dump = c10d._dump_nccl_trace_json if torch.cuda.is_available() else c10d._dump_fr_trace_json
+        path.write_bytes(dump())
