@@ -36,7 +36,7 @@ class Batches:
         else:
             batch = self._read(consumed_samples)
         following = consumed_samples + self.config.training.global_batch_size
-        if self.dataset.num_samples is None:
+        if self.dataset.num_samples is None:  # endless: a validation split may hold no samples that follow
             self._ahead = (following, self._reader.submit(self._read, following))
         return batch
 

@@ -38,7 +38,7 @@ def dry_run(config: RunConfig, world_size: int | None = None) -> None:
     world_size, source = _world_size(config, world_size)
     check_run(config, world_size)
     replicas = _replicas(config, world_size)
-    deepspeed_config(config, replicas)
+    deepspeed_config(config, replicas)  # for what it refuses
     print(f"megasink: dry run of {world_size} rank{'s' if world_size > 1 else ''} ({source})", flush=True)
     missing = []
 

@@ -1,9 +1,10 @@
 """The training loop: steps, statistics, evaluation, checkpoints, and how a run ends."""
 
+import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,7 @@ from megasink.config import RunConfig
 from megasink.errors import UserError
 from megasink.parallel.late_copy import LateCopy
 from megasink.parallel.layout import ParallelLayout
+from megasink.stats.measures import EXACT_POSITIONS
 from megasink.stats.recorder import SinkRecorder
 from megasink.stats.report import SinkReport
 from megasink.train import exit_codes
@@ -32,9 +34,6 @@ from megasink.train.run_log import RunLog
 from megasink.train.stop import StopRequest
 from megasink.train.straggler import StragglerReport
 from megasink.train.watchdog import Watchdog
-
-MIN_SEQ_LENGTH = 16
-"""Shorter sequences have no statistics: they compare token 0 with positions 1..15."""
 
 
 @dataclass
@@ -183,7 +182,7 @@ def _report(run: Run, event: dict, text: str | None = None) -> None:
 def _explain(run: Run, in_a_row: int) -> None:
     """Repeat the last step with statistics and say where numbers stop being finite. The checkpoint is safe by now."""
     report = None
-    if run.config.model.seq_length >= MIN_SEQ_LENGTH:
+    if run.config.model.seq_length >= EXACT_POSITIONS:  # shorter sequences have no statistics
         consumed = run.progress.consumed_samples - run.config.training.global_batch_size
         run.recorder.start()
         run.engine.train_batch(run.train.at(consumed))
@@ -258,8 +257,12 @@ class _Meter:
         self.since = Instant(run.device)
         self.pauses: list[tuple[Instant, Instant]] = []
 
-    def paused(self) -> "_Pause":
-        return _Pause(self)
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside is no part of a step."""
+        began = Instant(self.run.device)
+        yield
+        self.pauses.append((began, Instant(self.run.device)))
 
     def begin(self, loss: torch.Tensor, lr: float) -> Callable[[], dict]:
         """The metrics of a logged step that was just launched; what is returned waits for the device to finish it."""
@@ -274,30 +277,16 @@ class _Meter:
         norm = LateCopy(norm) if isinstance(norm, torch.Tensor) else norm
 
         def read() -> dict:
-            measured = {"step": step, "loss": loss.wait().item()}
+            measured = {"step": step, "loss": loss.wait().item()}  # waits, so the instants have come as well
+            measured["grad_norm"] = norm.wait().item() if isinstance(norm, LateCopy) else norm
             paused_s = sum(end.seconds_since(began) for began, end in pauses)
             seconds = (until.seconds_since(since) - paused_s) / steps
             tokens_per_second = config.training.global_batch_size * config.model.seq_length / seconds
-            measured["grad_norm"] = norm.wait().item() if isinstance(norm, LateCopy) else norm
-            return (
-                measured
-                | known
-                | {
-                    "step_time_s": seconds,
-                    "tokens_per_second": tokens_per_second,
-                    "mfu": model_flops_utilisation(tokens_per_second / dist.get_world_size(), config.model),
-                }
-            )
+            speed = {
+                "step_time_s": seconds,
+                "tokens_per_second": tokens_per_second,
+                "mfu": model_flops_utilisation(tokens_per_second / dist.get_world_size(), config.model),
+            }
+            return measured | known | speed
 
         return read
-
-
-class _Pause:
-    def __init__(self, meter: _Meter):
-        self.meter = meter
-
-    def __enter__(self) -> None:
-        self.began = Instant(self.meter.run.device)
-
-    def __exit__(self, *_) -> None:
-        self.meter.pauses.append((self.began, Instant(self.meter.run.device)))

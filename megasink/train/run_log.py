@@ -62,8 +62,7 @@ class RunLog:
         if step == 0 and self.config.checkpoint.load is None:
             self.background.submit(self._save_report, report, "null.npz")
             self.null = report
-        self.latest_sinks = scalars(report)
-        null = {} if self.null is None else scalars(self.null)
+        self.latest_sinks, null = scalars(report), self._null_scalars()
         line = with_null(self.latest_sinks, null)
         self.scalars.append({"step": step} | line)
         self.tracker.log({f"sink_stats/{name}": value for name, value in line.items()}, step)
@@ -83,6 +82,9 @@ class RunLog:
         """The null of the run that is resumed."""
         path = self.folder.sink_stats / "null.npz"
         return SinkReport.load(path) if self.first_step > 0 and path.exists() else None
+
+    def _null_scalars(self) -> dict[str, float]:
+        return {} if self.null is None else scalars(self.null)
 
     def _log_charts(self, report: SinkReport) -> None:
         """Have a full report's charts drawn; they reach wandb with a later report, wandb knowing no way back."""
@@ -118,8 +120,7 @@ class RunLog:
 
     def _sink_part(self) -> str:
         """Sinks of the latest report, each ratio beside its null."""
-        sinks = self.latest_sinks
-        null = {} if self.null is None else scalars(self.null)
+        sinks, null = self.latest_sinks, self._null_scalars()
 
         def figure(name: str, decimals: int) -> str:
             shown = f"{sinks[name]:.{decimals}f}"

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -49,37 +51,30 @@ class Tracker:
 
     def log(self, values: dict, step: int) -> None:
         """values: scalars; None is left out."""
-        if self.run is None:
-            return
-        try:
-            self.run.log({name: value for name, value in values.items() if value is not None}, step=step)
-        except Exception as error:
-            self._give_up(error)
+        present = {name: value for name, value in values.items() if value is not None}
+        self._try(lambda run: run.log(present, step=step))
 
     def log_images(self, images: dict[str, Image.Image], step: int | None) -> None:
-        if self.run is None:
-            return
-        try:
+        def log(run) -> None:
             import wandb
 
-            self.run.log({name: wandb.Image(image) for name, image in images.items()}, step=step)
-        except Exception as error:
-            self._give_up(error)
+            run.log({name: wandb.Image(image) for name, image in images.items()}, step=step)
+
+        self._try(log)
 
     def alert(self, title: str, text: str) -> None:
         """Tell the people who follow the run there."""
-        if self.run is None:
-            return
-        try:
-            self.run.alert(title=title, text=text)
-        except Exception as error:
-            self._give_up(error)
+        self._try(lambda run: run.alert(title=title, text=text))
 
     def finish(self) -> None:
+        self._try(lambda run: run.finish())
+
+    def _try(self, action: Callable[[Any], None]) -> None:
+        """`action` on wandb's run, if there is one still; whatever goes wrong there, the training goes on."""
         if self.run is None:
             return
         try:
-            self.run.finish()
+            action(self.run)
         except Exception as error:
             self._give_up(error)
 

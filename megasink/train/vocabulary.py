@@ -21,11 +21,7 @@ def resolve_vocab_size(config: RunConfig) -> int:
         UserError: shards of different tokenizers, or a --vocab-size or --tokenizer that is not theirs.
     """
     data, given = config.data, config.model.vocab_size
-    if not data.data_path:
-        raise _no_data("is not given", "data/pretrain")
-    prefixes = [
-        prefix for path in (data.data_path, data.valid_data_path) if path for prefix in parse_data_path(path)[1]
-    ]
+    prefixes = _prefixes(config)
     for prefix in prefixes:
         if not idx_path(prefix).exists():
             raise _no_data(f"{prefix}: no {idx_path(prefix)}", prefix)
@@ -73,13 +69,16 @@ def vocab_size_at_hand(config: RunConfig) -> tuple[int, str]:
 
 def missing_shards(config: RunConfig) -> list[str]:
     """Files of --data-path and --valid-data-path that are not there. Raises UserError where none are named."""
+    files = [file for prefix in _prefixes(config) for file in (idx_path(prefix), bin_path(prefix))]
+    return [str(file) for file in files if not file.exists()]
+
+
+def _prefixes(config: RunConfig) -> list[str]:
+    """Of all shards of --data-path and --valid-data-path. Raises UserError where none are named."""
     data = config.data
     if not data.data_path:
         raise _no_data("is not given", "data/pretrain")
-    paths = [path for path in (data.data_path, data.valid_data_path) if path]
-    prefixes = [prefix for path in paths for prefix in parse_data_path(path)[1]]
-    files = [file for prefix in prefixes for file in (idx_path(prefix), bin_path(prefix))]
-    return [str(file) for file in files if not file.exists()]
+    return [prefix for path in (data.data_path, data.valid_data_path) if path for prefix in parse_data_path(path)[1]]
 
 
 def _no_data(fault: str, prefix: str) -> UserError:
