@@ -48,7 +48,6 @@ def test_one_pass_is_rope_and_v_scale(heads, groups, width, own_positions, compi
     exact = naive(exact_inputs[0], cos.double(), sin.double(), exact_inputs[1])
     gradients = torch.autograd.grad(exact, exact_inputs, [each.double() for each in upstream])
     values = packed[:, :, heads + groups :].double()
-    value_gradients = gradients[0][:, :, heads + groups :]
 
     function = torch.compile(rotate_and_scale, fullgraph=True) if compiled else rotate_and_scale
     inputs = [each.clone().requires_grad_() for each in (packed, theta)]
@@ -60,4 +59,5 @@ def test_one_pass_is_rope_and_v_scale(heads, groups, width, own_positions, compi
         torch.testing.assert_close(each.double(), wanted, rtol=2**-8, atol=1e-6)
     torch.testing.assert_close(ours[1].double(), gradients[1], rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(ours[2].double(), values.square().sum(dim=-1), rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(ours[3].double(), value_gradients.square().sum(dim=-1), rtol=2e-3, atol=1e-9)
+    handed_on = ours[0][:, :, heads + groups :].double()  # what the tap is of: the gradient as it was rounded
+    torch.testing.assert_close(ours[3].double(), handed_on.square().sum(dim=-1), rtol=1e-5, atol=0.0)
