@@ -16,8 +16,8 @@ class MainGradient(NamedTuple):
     total: Tensor
     """fp32, the weight's shape, contiguous."""
     empty: Tensor
-    """bool [] on the CPU: what `total` holds is of an earlier step, to be overwritten. Read by
-    `tolist()`: `bool()` would look like a wait for a GPU in a profile."""
+    """bool [] on the CPU: what `total` holds is of an earlier step, to be overwritten. Read by `tolist()`:
+    `bool()` would look like a wait for a GPU in a profile."""
 
 
 def summing_linear(hidden_states: Tensor, weight: Tensor, gradients: list[MainGradient]) -> Tensor:
@@ -42,11 +42,8 @@ class _SummingLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         hidden_states, weight, *gradients = ctx.saved_tensors
-        return (
-            _backward(upstream, hidden_states, weight, gradients[0::2], gradients[1::2]),
-            *[None] * len(gradients),
-            None,
-        )
+        gradient = _backward(upstream, hidden_states, weight, gradients[0::2], gradients[1::2])
+        return gradient, None, *[None] * len(gradients)
 
 
 # Both products in one operator, whose result is needed: the compiler would drop one that returns nothing. It is not
