@@ -14,8 +14,9 @@ class OneRankError(UserError):
 
 
 def is_speaking_rank() -> bool:
-    """True on the one process that prints for the whole job (global rank 0, or a process without ranks)."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+    """True on the one process that prints for the whole job (global rank 0, or a process without a number for one)."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    return not rank.isdecimal() or int(rank) == 0
 
 
 def run_cli(main: Callable[[], None]) -> None:

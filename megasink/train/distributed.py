@@ -11,11 +11,16 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from megasink.errors import UserError
+
 
 def start_distributed(timeout_in_mins: float = 30.0) -> torch.device:
     """Join the job named by the environment (RANK, WORLD_SIZE, ...) with NCCL or gloo; returns this rank's device.
 
     A collective operation that takes longer than the time-out fails.
+
+    Raises:
+        UserError: on rank 0, another program holds MASTER_PORT.
     """
     deepspeed.utils.logger.setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="deepspeed")
@@ -36,8 +41,16 @@ def start_distributed(timeout_in_mins: float = 30.0) -> torch.device:
     timeout = datetime.timedelta(minutes=timeout_in_mins)
     # that of init is the first group's alone; all later ones, DeepSpeed's too, take these
     dist.distributed_c10d.default_pg_timeout = dist.distributed_c10d.default_pg_nccl_timeout = timeout
-    with quiet_stdout():
-        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False, timeout=timeout)
+    try:
+        with quiet_stdout():
+            deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False, timeout=timeout)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"MASTER_PORT {os.environ['MASTER_PORT']} is taken, by another job of this machine or by ranks left of "
+            "one; give a free one: MASTER_PORT=29600 before the command, --master_port with deepspeed"
+        ) from None
     return device
 
 

@@ -100,9 +100,7 @@ def _rendezvous(environ: os._Environ) -> Finding:
     """Names resolve; nobody is called."""
     host = None
     if int(environ["WORLD_SIZE"]) > 1:
-        host = environ.get("MASTER_ADDR")
-        if host is None or "MASTER_PORT" not in environ:
-            raise UserError("RANK is set but MASTER_ADDR or MASTER_PORT is not; start with deepspeed, torchrun or srun")
+        host = environ["MASTER_ADDR"]
     elif "SLURM_JOB_NODELIST" in environ:
         host = first_host(environ["SLURM_JOB_NODELIST"])
     if host is None:

@@ -17,24 +17,55 @@ def init_environment(argv: list[str], environ: MutableMapping[str, str] = os.env
     """Complete the rank variables in `environ` and return `argv` without a launcher's `--local_rank N`.
 
     Raises:
-        UserError: an incomplete launcher environment, or a Slurm node list that cannot be resolved.
+        UserError: an incomplete or contradictory launcher environment, or a Slurm node list that cannot be resolved.
     """
     local_rank, argv = _take_local_rank(argv)
     if "RANK" in environ:
-        if "WORLD_SIZE" not in environ:
-            raise UserError("RANK is set but WORLD_SIZE is not; start with deepspeed, torchrun or srun, or unset RANK")
         environ.setdefault("LOCAL_RANK", local_rank or "0")
+        if environ.get("WORLD_SIZE") == "1":
+            environ.setdefault("MASTER_ADDR", "127.0.0.1")
+            environ.setdefault("MASTER_PORT", "0")  # the store binds one that is free
     elif "SLURM_STEP_NUM_TASKS" in environ:  # only srun's tasks have it, not a batch script's shell
+        _take_place_in_step(environ)
+    elif (environ.get("WORLD_SIZE") or "1") != "1":
+        raise UserError(
+            f"WORLD_SIZE is {environ['WORLD_SIZE']} but RANK is not set; start with deepspeed, torchrun or srun, or "
+            "unset WORLD_SIZE"
+        )
+    else:
+        environ.setdefault("MASTER_PORT", "0")
+        environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+    _check(environ)
+    return argv
+
+
+def _take_place_in_step(environ: MutableMapping[str, str]) -> None:
+    try:
         environ.setdefault("MASTER_PORT", str(_port_of_step(environ)))
         if "MASTER_ADDR" not in environ:
             environ["MASTER_ADDR"] = first_host(environ["SLURM_STEP_NODELIST"])
         environ["RANK"] = environ["SLURM_PROCID"]
         environ["WORLD_SIZE"] = environ["SLURM_STEP_NUM_TASKS"]
         environ["LOCAL_RANK"] = _local_rank_of_task(environ)
-    else:
-        environ.setdefault("MASTER_PORT", "0")  # the store binds one that is free
-        environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
-    return argv
+    except KeyError as error:
+        raise UserError(
+            f"SLURM_STEP_NUM_TASKS is set but {error.args[0]} is not; pass all of Slurm's variables on, or unset it"
+        ) from None
+
+
+def _check(environ: MutableMapping[str, str]) -> None:
+    """The five variables are there and are what they should be: torch would say so with a traceback, or wait."""
+    advice = "start with deepspeed, torchrun or srun, or unset RANK"
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        if not environ.get(name):
+            raise UserError(f"RANK is set but {name} is not; {advice}")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        if not (environ[name].isascii() and environ[name].isdigit()):
+            raise UserError(f"{name} is {environ[name]!r}, which is no number; {advice}")
+    if int(environ["RANK"]) >= int(environ["WORLD_SIZE"]):
+        raise UserError(f"RANK {environ['RANK']} with WORLD_SIZE {environ['WORLD_SIZE']}: ranks count from 0; {advice}")
+    if int(environ["MASTER_PORT"]) > 65535:
+        raise UserError(f"MASTER_PORT {environ['MASTER_PORT']}: the highest port is 65535; name a free one below it")
 
 
 def _take_local_rank(argv: list[str]) -> tuple[str | None, list[str]]:

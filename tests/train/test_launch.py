@@ -2,7 +2,7 @@
 
 import pytest
 
-from megasink.errors import UserError
+from megasink.errors import UserError, run_cli
 from megasink.train.launch import init_environment
 
 
@@ -15,7 +15,7 @@ def test_a_launcher_that_set_the_variables_is_left_alone():
 
 @pytest.mark.parametrize("flag", [["--local_rank", "2"], ["--local_rank=2"], ["--local-rank=2"]])
 def test_local_rank_of_the_deepspeed_launcher_is_taken_off_the_command_line(flag):
-    environ = {"RANK": "2", "WORLD_SIZE": "4"}
+    environ = {"RANK": "2", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
     assert init_environment(["--lr", "1", *flag, "--seed", "2"], environ) == ["--lr", "1", "--seed", "2"]
     assert environ["LOCAL_RANK"] == "2"
 
@@ -69,6 +69,35 @@ def test_an_unresolvable_node_list_is_one_line(monkeypatch, tmp_path):
         init_environment([], slurm_task())
 
 
-def test_half_an_environment_is_refused():
-    with pytest.raises(UserError, match="WORLD_SIZE"):
-        init_environment([], {"RANK": "0"})
+FIVE = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"RANK": "0"}, "WORLD_SIZE is not"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR is not"),
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        (FIVE | {"RANK": ""}, "RANK is ''"),
+        (FIVE | {"RANK": "-1"}, "RANK is '-1'"),
+        (FIVE | {"WORLD_SIZE": ""}, "WORLD_SIZE is not"),
+        (FIVE | {"LOCAL_RANK": "x"}, "LOCAL_RANK is 'x'"),
+        (FIVE | {"MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+        (FIVE | {"MASTER_PORT": "65536"}, "highest port"),
+        (FIVE | {"RANK": "2"}, "RANK 2 with WORLD_SIZE 2"),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, "SLURM_JOB_ID is not"),
+    ],
+)
+def test_half_an_environment_is_refused(environ, message):
+    with pytest.raises(UserError, match=message):
+        init_environment([], dict(environ))
+
+
+def test_a_rank_that_is_no_number_does_not_keep_a_mistake_from_being_said(monkeypatch, capsys):
+    def mistake():
+        raise UserError("what is wrong")
+
+    monkeypatch.setenv("RANK", "")
+    with pytest.raises(SystemExit):
+        run_cli(mistake)
+    assert capsys.readouterr().err == "megasink: what is wrong\n"

@@ -1,5 +1,6 @@
 """One run from the outside: what it refuses, how it stops, what it starts from."""
 
+import socket
 import subprocess
 import sys
 
@@ -45,6 +46,14 @@ def test_a_folder_in_use_is_refused(tokens, tmp_path):
     with filelock.FileLock(tmp_path / ".lock"):
         outcome = train("--data-path", tokens, "--save", tmp_path, expect=2)
     assert "another job is writing this run folder" in outcome.output
+
+
+def test_a_meeting_port_that_is_taken_is_said(tokens, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = {"MASTER_PORT": str(other.getsockname()[1])}
+        outcome = train("--data-path", tokens, "--save", tmp_path, environ=port, expect=2)
+    (line,) = outcome.output.splitlines()
+    assert line.startswith(f"megasink: MASTER_PORT {port['MASTER_PORT']} is taken")
 
 
 @pytest.fixture(scope="module")
