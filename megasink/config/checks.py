@@ -1,5 +1,6 @@
 """Combinations that cannot work, refused before anything starts: each in one line that names the flag and the fix."""
 
+from megasink.config.ranges import check_ranges
 from megasink.config.run import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, SinkStatsConfig, TrainingConfig
 from megasink.config.support import refusal
 from megasink.errors import UserError
@@ -7,8 +8,7 @@ from megasink.errors import UserError
 
 def check_run(config: RunConfig, world_size: int) -> None:
     """Check everything that does not need the data. Raises UserError at the first fault."""
-    training = config.training
-    _check_positive(config)
+    check_ranges(config)
     check_model(config.model)
     _check_layout(config.model, config.parallel, world_size)
     refused = refusal(config)
@@ -20,10 +20,6 @@ def check_run(config: RunConfig, world_size: int) -> None:
     _require(
         config.checkpoint.keep_every == 0 or config.checkpoint.keep_last > 0,
         f"--keep-every {config.checkpoint.keep_every} adds to --keep-last N, which is not set: all are kept; give both",
-    )
-    _require(
-        training.distributed_timeout_in_mins > 0,
-        f"--distributed-timeout-in-mins {training.distributed_timeout_in_mins}: must be more than 0",
     )
     _require(config.checkpoint.save is not None, "--save: name the run folder, for example --save runs/first")
     _require(
@@ -49,9 +45,12 @@ def check_model(model: ModelConfig) -> None:
         heads % groups == 0,
         f"--num-attention-heads {heads} is not a multiple of --num-query-groups {groups}; change one",
     )
-    for flag in ("init_method_std", "embedding_init_method_std"):
-        value = getattr(model, flag)
-        _require(value is None or value > 0, f"--{flag.replace('_', '-')} {value}: must be more than 0")
+    _require(
+        model.rotary_scaling_factor is None
+        or model.rotary_scaling_low_freq_factor < model.rotary_scaling_high_freq_factor,
+        f"--rotary-scaling-low-freq-factor {model.rotary_scaling_low_freq_factor} must be less than "
+        f"--rotary-scaling-high-freq-factor {model.rotary_scaling_high_freq_factor}",
+    )
 
 
 def _check_layout(model: ModelConfig, parallel: ParallelConfig, world_size: int) -> None:
@@ -176,49 +175,6 @@ def _check_statistics(sink_stats: SinkStatsConfig, model: ModelConfig) -> None:
         f"--sink-stats compares token 0 with positions 1..15; --seq-length {model.seq_length} is too short; "
         "give --sink-stats off",
     )
-
-
-def _check_positive(config: RunConfig) -> None:
-    training, model, parallel = config.training, config.model, config.parallel
-    at_least_one = {
-        "num-layers": model.num_layers,
-        "hidden-size": model.hidden_size,
-        "ffn-hidden-size": model.ffn_hidden_size,
-        "num-attention-heads": model.num_attention_heads,
-        "num-query-groups": model.num_key_value_heads,
-        "head-dim": model.kv_channels,
-        "seq-length": model.seq_length,
-        "vocab-size": 1 if model.vocab_size is None else model.vocab_size,
-        "make-vocab-size-divisible-by": model.make_vocab_size_divisible_by,
-        "tensor-model-parallel-size": parallel.tensor_model_parallel_size,
-        "pipeline-model-parallel-size": parallel.pipeline_model_parallel_size,
-        "context-parallel-size": parallel.context_parallel_size,
-        "train-iters": training.train_iters,
-        "micro-batch-size": training.micro_batch_size,
-        "global-batch-size": training.global_batch_size,
-        "log-interval": config.logging.log_interval,
-        "eval-iters": training.eval_iters,
-        "max-skipped-steps": training.max_skipped_steps,
-    }
-    for flag, value in at_least_one.items():
-        _require(value >= 1, f"--{flag} {value}: must be at least 1")
-    not_negative = {
-        "lr-warmup-iters": config.optimizer.lr_warmup_iters,
-        "lr-wsd-decay-iters": config.optimizer.lr_wsd_decay_iters,
-        "save-interval": config.checkpoint.save_interval,
-        "keep-last": config.checkpoint.keep_last,
-        "keep-every": config.checkpoint.keep_every,
-        "step-timeout-in-mins": training.step_timeout_in_mins,
-        "eval-interval": training.eval_interval,
-        "sink-stats-interval": config.sink_stats.sink_stats_interval,
-        "sink-stats-full-interval": config.sink_stats.sink_stats_full_interval,
-        "check-replicas": parallel.check_replicas,
-        "clip-grad": config.optimizer.clip_grad,
-        "weight-decay": config.optimizer.weight_decay,
-        "min-lr": config.optimizer.min_lr,
-    }
-    for flag, value in not_negative.items():
-        _require(value >= 0, f"--{flag} {value}: must not be negative")
 
 
 def _require(holds: bool, otherwise: str) -> None:

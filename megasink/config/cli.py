@@ -20,7 +20,18 @@ from megasink.errors import UserError, is_speaking_rank
 Config = TypeVar("Config")
 
 
-class _Loader(yaml.SafeLoader):
+class NoKeyTwice:
+    """For a loader of PyYAML, which takes the last of equal keys and drops the others without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for at, key in enumerate(keys) if key in keys[:at]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(problem=f"{twice} is there twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Loader(NoKeyTwice, yaml.SafeLoader):
     """YAML 1.2's booleans: `v_scale: off` is the word off, not false. (Strings still become booleans where wanted.)"""
 
 
@@ -136,7 +147,7 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
         data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}; give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of no calendar is a ValueError
         raise UserError(f"--config {path}: not YAML ({error})") from None
     if data is not None and not isinstance(data, dict):
         raise UserError(f"--config {path}: expected `key: value` lines at the top, found {type(data).__name__}")
@@ -159,7 +170,8 @@ def from_dict(cls: type[Config], data: dict[str, Any], where: str) -> Config:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "unexpected_keyword_argument":
             raise UserError(f"{where}: unknown key {key}; {_known_keys(cls, first['loc'][:-1])}") from None
-        raise UserError(f"{where}: {key}: {first['msg']} (got {first['input']!r})") from None
+        message = first["msg"].replace("valid tuple", "list in brackets")
+        raise UserError(f"{where}: {key}: {message} (got {first['input']!r})") from None
 
 
 def to_yaml(config: Any) -> str:

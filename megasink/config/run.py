@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-_STRICT_KEYS = ConfigDict(extra="forbid")
+_STRICT_KEYS = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # data_path: [0.7, a, 0.3, b]
 
 
 def _due(step: int, interval: int) -> bool:

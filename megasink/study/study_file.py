@@ -10,7 +10,7 @@ import yaml
 from pydantic import ConfigDict
 
 from megasink.config import RunConfig
-from megasink.config.cli import from_dict, parse_cli
+from megasink.config.cli import NoKeyTwice, from_dict, parse_cli
 from megasink.errors import UserError
 
 _OURS = {"save", "seed", "auto-resume"}
@@ -118,16 +118,8 @@ def to_words(flags: dict[str, str | list[str]]) -> list[str]:
     return words
 
 
-class _Words(yaml.BaseLoader):
-    """Every value a word, as on a command line (24:00:00 is a time, not the number 86400); no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            keys = [key.value for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise yaml.constructor.ConstructorError(problem=f"{twice} is there twice", problem_mark=node.start_mark)
-        return mapping
+class _Words(NoKeyTwice, yaml.BaseLoader):
+    """Every value a word, as on a command line (24:00:00 is a time, not the number 86400)."""
 
 
 def read_words(path: Path) -> dict[str, Any]:

@@ -130,6 +130,10 @@ def test_a_wrong_flag_is_one_line(argv, names):
         ("model: 3", "model"),
         ("- a list", "found list"),
         ("model: {", "not YAML"),
+        ("logging: {run_name: 2026-13-01}", "not YAML (month must be"),
+        ("model: {num_layers: 3}\nmodel: {hidden_size: 64}", "model is there twice"),
+        ("model: {num_layers: 3, num_layers: 4}", "num_layers is there twice"),
+        ("data: {data_path: a}", "data.data_path: Input should be a list in brackets (got 'a')"),
     ],
 )
 def test_a_wrong_yaml_key_is_named(tmp_path, text, names):
@@ -138,6 +142,13 @@ def test_a_wrong_yaml_key_is_named(tmp_path, text, names):
     with pytest.raises(UserError) as error:
         parse_cli(RunConfig, ["--config", str(path)])
     assert str(path) in str(error.value) and names in str(error.value)
+
+
+def test_weights_in_a_file_need_no_quotes(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {data_path: [0.7, a, 0.3, b]}\nlogging: {run_name: 7}\n")
+    config = load_yaml(RunConfig, path)
+    assert (config.data.data_path, config.logging.run_name) == (("0.7", "a", "0.3", "b"), "7")
 
 
 def test_the_word_off_in_a_file_is_a_word(tmp_path):
