@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -54,8 +55,9 @@ def convert(request: ConvertRequest) -> Path:
         make = _make_hugging_face if request.to == "hf" else _make_checkpoint
         make(request, temporary)
         os.replace(temporary, output)
-    except OSError as error:
-        raise UserError(f"--output {output}: {error.strerror}; choose a folder that can be written") from None
+    except (OSError, SafetensorError) as error:  # the latter where the disk is full; reading has its own messages
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--output {output}: {reason}; choose a folder that can be written") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return output

@@ -27,6 +27,8 @@ class InputStream:
         except OSError as error:
             raise UserError(f"--input {path}: {error.strerror}") from None
         self._stream: BinaryIO = self._file
+        if compression != "none" and os.fstat(self._file.fileno()).st_size == 0:  # which gzip takes for a whole archive
+            raise UserError(f"--input {path}: 0 bytes, not even an empty archive has so few; fetch it again")
         if compression == "gz":
             self._stream = io.BufferedReader(gzip.GzipFile(fileobj=self._file), _CHUNK)
         elif compression == "zst":

@@ -19,7 +19,7 @@ class TrainTokenizerConfig:
     input: tuple[str, ...]
     """JSONL or text files, as for preprocess_data.py."""
     output: str
-    """Prefix: writes <prefix>.model."""
+    """Prefix: writes <prefix>.model; the suffix may be there already."""
     vocab_size: int
     """Vocabulary entries, special tokens and 256 bytes included."""
     json_key: str = "text"
@@ -43,7 +43,9 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Path:
     sources = find_sources(config.input)
     if config.vocab_size < 300:
         raise UserError(f"--vocab-size {config.vocab_size}: at least 300 (256 bytes and special tokens are fixed)")
-    path = Path(f"{config.output}.model")
+    if not config.output or config.output.endswith("/"):
+        raise UserError(f"--output {config.output}: end it with a name, for example data/tokenizer")
+    path = Path(f"{config.output.removesuffix('.model')}.model")
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

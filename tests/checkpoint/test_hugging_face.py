@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +223,18 @@ def test_existing_output_is_not_touched(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists"):
         convert(ConvertRequest(str(tmp_path), str(tmp_path / "out")))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    make_folder(tmp_path / "hf")
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, most))
+    try:
+        with pytest.raises(UserError, match="File too large"):
+            convert(ConvertRequest(str(tmp_path / "hf"), str(tmp_path / "out"), "megasink"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
 def test_missing_config_is_refused(tmp_path):

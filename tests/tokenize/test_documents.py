@@ -151,7 +151,7 @@ def test_an_archive_cut_anywhere_is_refused(tmp_path, suffix):
     text = jsonl(["".join(random.Random(number).choices("abcdefgh", k=40)) for number in range(40)])
     whole = gzip.compress(text) if suffix.endswith("gz") else zstandard.ZstdCompressor().compress(text)
     path = tmp_path / f"x{suffix}"
-    for length in range(1, len(whole)):
+    for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"x\.jsonl\.(gz|zst)"):
             read(path, skip_bad=True)

@@ -21,6 +21,10 @@ def test_nothing_is_lost(config):
     assert [tokenizer.decode(row) for row in tokenizer.encode_batch(texts)] == texts
 
 
+def test_the_suffix_is_not_doubled(config, tmp_path):
+    assert train_tokenizer(dataclasses.replace(config, output=str(tmp_path / "t.model"))) == tmp_path / "t.model"
+
+
 def test_it_is_reproducible(config, tmp_path):
     again = dataclasses.replace(config, output=str(tmp_path / "again"))
     assert train_tokenizer(config).read_bytes() == train_tokenizer(again).read_bytes()
@@ -32,6 +36,7 @@ def test_it_is_reproducible(config, tmp_path):
         ({"vocab_size": 1_000_000}, "smaller --vocab-size or more text"),
         ({"vocab_size": 100}, "at least 300"),
         ({"output": "/proc/t"}, "cannot write"),
+        ({"output": "folder/"}, "end it with a name"),
         ({"json_key": "body"}, 'no key "body"'),
         ({"input": ()}, "name at least one"),
     ],
