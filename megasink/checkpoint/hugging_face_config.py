@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from megasink.config import ModelConfig
+from megasink.config.checks import check_model
+from megasink.config.cli import from_dict
+from megasink.config.ranges import check_ranges
 from megasink.errors import UserError
 
 CONFIG_FILE = "config.json"
@@ -33,23 +36,32 @@ def read_model_config(folder: Path) -> ModelConfig:
         if stored.get(name, wanted) != wanted:
             raise UserError(f"{path}: {name} is {stored[name]!r}; only {wanted!r} can be converted")
     try:
-        config = ModelConfig(
-            num_layers=stored["num_hidden_layers"],
-            hidden_size=stored["hidden_size"],
-            ffn_hidden_size=stored["intermediate_size"],
-            num_attention_heads=stored["num_attention_heads"],
-            num_query_groups=stored.get("num_key_value_heads"),
-            head_dim=stored.get("head_dim"),
-            vocab_size=stored["vocab_size"],
-            seq_length=min(_SHORTEST_SEQUENCE, stored.get("max_position_embeddings") or _SHORTEST_SEQUENCE),
-            norm_epsilon=stored.get("rms_norm_eps", 1e-6),
-            untie_embeddings_and_output_weights=not stored.get("tie_word_embeddings", False),
-            init_method_std=stored.get("initializer_range", 0.02),
-            v_scale="on" if kind == "megasink_llama" else "off",
-        )
+        found = {
+            "num_layers": stored["num_hidden_layers"],
+            "hidden_size": stored["hidden_size"],
+            "ffn_hidden_size": stored["intermediate_size"],
+            "num_attention_heads": stored["num_attention_heads"],
+            "num_query_groups": stored.get("num_key_value_heads"),
+            "head_dim": stored.get("head_dim"),
+            "vocab_size": stored["vocab_size"],
+            "seq_length": stored.get("max_position_embeddings") or _SHORTEST_SEQUENCE,
+            "norm_epsilon": stored.get("rms_norm_eps", 1e-6),
+            "untie_embeddings_and_output_weights": not stored.get("tie_word_embeddings", False),
+            "init_method_std": stored.get("initializer_range", 0.02),
+            "v_scale": "on" if kind == "megasink_llama" else "off",
+            **_read_rope(stored, path),
+        }
     except KeyError as error:
         raise UserError(f"{path}: {error.args[0]} is missing; the folder is damaged") from None
-    _read_rope(stored, config, path)
+    if found["vocab_size"] is None:  # of ours it may be
+        raise UserError(f"{path}: vocab_size is null; the folder is damaged")
+    config = from_dict(ModelConfig, found, str(path))
+    config.seq_length = min(_SHORTEST_SEQUENCE, config.seq_length)
+    try:
+        check_ranges(config)
+        check_model(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if kind == "megasink_llama":
         _check_initial_c(stored, config, path)
     return config
@@ -122,18 +134,23 @@ def initial_c(config: ModelConfig) -> float:
     return config.hidden_size * config.kv_channels * config.init_method_std**2
 
 
-def _read_rope(stored: dict, config: ModelConfig, path: Path) -> None:
+def _read_rope(stored: dict, path: Path) -> dict[str, Any]:
+    """Fields of ModelConfig. Raises KeyError at what is missing."""
     rope = stored.get("rope_parameters") or stored.get("rope_scaling") or {}
-    config.rotary_base = float(rope.get("rope_theta", stored.get("rope_theta", 10000.0)))
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: rope_parameters is {rope!r}; only an object or null can be read")
+    plain = {"rotary_base": rope.get("rope_theta", stored.get("rope_theta", 10000.0))}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
-        return
+        return plain
     if kind != "llama3":
         raise UserError(f"{path}: rope_type {kind!r}; only plain RoPE and Llama 3's scaling can be converted")
-    config.rotary_scaling_factor = float(rope["factor"])
-    config.rotary_scaling_low_freq_factor = float(rope["low_freq_factor"])
-    config.rotary_scaling_high_freq_factor = float(rope["high_freq_factor"])
-    config.rotary_scaling_original_length = int(rope["original_max_position_embeddings"])
+    return plain | {
+        "rotary_scaling_factor": rope["factor"],
+        "rotary_scaling_low_freq_factor": rope["low_freq_factor"],
+        "rotary_scaling_high_freq_factor": rope["high_freq_factor"],
+        "rotary_scaling_original_length": rope["original_max_position_embeddings"],
+    }
 
 
 def _check_initial_c(stored: dict, config: ModelConfig, path: Path) -> None:

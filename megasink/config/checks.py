@@ -1,5 +1,7 @@
 """Combinations that cannot work, refused before anything starts: each in one line that names the flag and the fix."""
 
+from dataclasses import fields
+
 from megasink.config.ranges import check_ranges
 from megasink.config.run import ModelConfig, OptimizerConfig, ParallelConfig, RunConfig, SinkStatsConfig, TrainingConfig
 from megasink.config.support import refusal
@@ -8,7 +10,7 @@ from megasink.errors import UserError
 
 def check_run(config: RunConfig, world_size: int) -> None:
     """Check everything that does not need the data. Raises UserError at the first fault."""
-    check_ranges(config)
+    check_ranges(*(getattr(config, section.name) for section in fields(RunConfig)))
     check_model(config.model)
     _check_layout(config.model, config.parallel, world_size)
     refused = refusal(config)

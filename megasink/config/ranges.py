@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
 
-from megasink.config.run import RunConfig
 from megasink.errors import UserError
 
 _YEAR_IN_MINS = 525_600  # timers of C libraries take no infinity
@@ -28,9 +26,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 )  # fmt: skip
 
 
-def check_ranges(config: RunConfig) -> None:
-    """Raises UserError at the first setting that is empty, not finite or out of its range."""
-    sections = [getattr(config, section.name) for section in fields(RunConfig)]
+def check_ranges(*sections: object) -> None:
+    """Raises UserError at the first setting of these sections that is empty, not finite or out of its range."""
     values = {name: value for section in sections for name, value in vars(section).items()}
     for name, value in values.items():
         if value == "":
@@ -39,8 +36,9 @@ def check_ranges(config: RunConfig) -> None:
             raise UserError(f"{_flag(name)} {value}: must be a finite number")
     for must, holds, names in _RANGES:
         for name in names.split():
-            if values[name] is not None and not holds(values[name]):
-                raise UserError(f"{_flag(name)} {values[name]}: must be {must}")
+            value = values.get(name)
+            if value is not None and not holds(value):
+                raise UserError(f"{_flag(name)} {value}: must be {must}")
 
 
 def _flag(name: str) -> str:
