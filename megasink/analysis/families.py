@@ -86,6 +86,7 @@ def load_transformers(folder: Path, shape: ModelConfig, device: torch.device) ->
 
     logging.disable_progress_bar()  # the analysis has one of its own
     options = dict(dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True, local_files_only=True)
+    options["ignore_mismatched_sizes"] = True  # said below, in one line
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     except Exception as error:  # transformers raises whatever the reason; all mean that these weights are of no use
@@ -149,7 +150,9 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 def _read_config(folder: Path):
     from transformers import AutoConfig
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # what its warnings are about is refused here or does not matter to an analysis
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
@@ -157,4 +160,4 @@ def _read_config(folder: Path):
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
+    return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0][:200]

@@ -1,6 +1,8 @@
 """Models that transformers runs: the same figures as an independent calculation, and one line for what is not known."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -194,6 +196,19 @@ class TestRefusals:
             with pytest.raises(UserError, match="up_proj"):
                 subject = load_subject(find_source(folder), CPU, stream)
                 measure(subject, samples(), None, lambda tokens: None, "forward", wanted=Wanted())
+
+    def test_weights_of_another_shape_without_a_table_of_transformers(self, tmp_path):
+        folder = saved(tmp_path / "qwen2", "qwen2")
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"num_key_value_heads": 1}))
+        program = (
+            "import sys, torch; from pathlib import Path; "
+            "from megasink.analysis.source import find_source, load_subject; from megasink.errors import run_cli; "
+            "run_cli(lambda: load_subject(find_source(Path(sys.argv[1])), torch.device('cpu'), False))"
+        )
+        result = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True)
+        (line,) = result.stderr.splitlines()
+        assert result.returncode == 2 and "mismatched keys, ('model.layers.0.self_attn.k_proj" in line
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_nan_weights(self, tmp_path, stream):
