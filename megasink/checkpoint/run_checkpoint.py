@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from megasink.checkpoint.manifest import MANIFEST_FILE, find_damage
+from megasink.checkpoint.same_model import check_same_model
 from megasink.checkpoint.trust import only_data
 from megasink.checkpoint.universal import load_moved, why_not_movable
 from megasink.config import RunConfig
@@ -35,12 +36,14 @@ def rng_file(rank: int) -> str:
     return f"rng_rank_{rank:05d}.pt"
 
 
-def complete_checkpoints(checkpoints: Path, resumable: bool = False) -> list[Path]:
-    """Those with a manifest, fewest steps first; `resumable`: only those with optimizer state. Copies that somebody put
-    beside them under other names are not looked at."""
-    found = sorted(path.parent for path in checkpoints.glob(f"step_*/{MANIFEST_FILE}"))
-    found = [path for path in found if path.name.removeprefix("step_").isdigit()]
-    return [path for path in found if not resumable or _is_resumable(path)]
+def complete_checkpoints(checkpoints: Path) -> list[Path]:
+    """Those with a manifest, fewest steps first. Copies that somebody put beside them under other names are not looked
+    at."""
+    return [path for path in _step_folders(checkpoints) if (path / MANIFEST_FILE).is_file()]
+
+
+def _step_folders(checkpoints: Path) -> list[Path]:
+    return [path for path in sorted(checkpoints.glob("step_*")) if path.name.removeprefix("step_").isdigit()]
 
 
 def newest_intact(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
@@ -52,7 +55,8 @@ def newest_intact(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
         UserError: there are checkpoints, and all are damaged.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    candidates = _from_first_rank([path.name for path in complete_checkpoints(checkpoints, resumable=True)])
+    # with or without a manifest: a folder has its name only once it is whole, so one that lacks it has lost it
+    candidates = _from_first_rank([path.name for path in _step_folders(checkpoints) if _is_resumable(path)])
     for name in reversed(candidates):
         found: list[str | None] = [None] * world
         dist.all_gather_object(found, find_damage(checkpoints / name, rank, world))
@@ -80,9 +84,15 @@ def load_checkpoint(
     Under the same layout each rank's random state comes back too.
 
     Raises:
-        UserError: a layout it cannot move to, or files DeepSpeed cannot read.
+        UserError: another model, more steps than the run is to have, a layout it cannot move to, or files DeepSpeed
+            cannot read.
     """
+    check_same_model(checkpoint, config.model)
     state = read_state(checkpoint)
+    if state["step"] > config.training.train_iters:
+        raise UserError(
+            f"--train-iters {config.training.train_iters}: {checkpoint} has {state['step']}; give that or more"
+        )
     saved, here = state["layout"], describe_layout(config, layout)
     if saved != here:
         reason = why_not_movable(saved, here)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from megasink.checkpoint.same_model import check_same_model
 from megasink.config import RunConfig
 from megasink.config.checks import check_run
 from megasink.config.deepspeed import deepspeed_config
@@ -177,6 +178,8 @@ def _run_folder(config: RunConfig) -> Finding:
         return Finding(f"{folder}: writable, a new run")
     if not config.checkpoint.auto_resume:
         raise UserError(f"--save {folder} holds a run already; go on with --auto-resume, or name another folder")
+    if found[-1].name != "step_00000000" and not missing_shards(config):  # else the vocabulary may be assumed
+        check_same_model(found[-1], config.model)
     return Finding(f"{folder}: writable, would go on from {found[-1].name}")
 
 

@@ -1,5 +1,6 @@
 """One run from the outside: what it refuses, how it stops, what it starts from."""
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -62,6 +63,28 @@ def run(tokens, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     train("--data-path", tokens, "--save", folder, "--train-iters", 3)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--hidden-size", 128], "is of a model with --hidden-size"),
+        (["--num-layers", 3], "is of a model with --num-layers"),
+        (["--v-scale", "on"], "is of a model with --v-scale off, not on"),
+        (["--train-iters", 2], "--train-iters 2: "),
+    ],
+)
+def test_a_run_does_not_go_on_as_another(run, tokens, flags, says):
+    outcome = train("--data-path", tokens, "--save", run, "--train-iters", 4, "--auto-resume", *flags, expect=2)
+    (line,) = outcome.output.splitlines()
+    assert says in line
+
+
+def test_a_checkpoint_that_has_lost_its_manifest_is_no_new_start(run, tokens, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step_00000003" / "manifest.json").unlink()
+    outcome = train("--data-path", tokens, "--save", tmp_path / "run", "--auto-resume", expect=2)
+    assert "no readable manifest" in outcome.output and "every checkpoint is damaged" in outcome.output
 
 
 def test_a_folder_with_a_run_is_not_written_over(run, tokens):
