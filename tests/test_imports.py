@@ -112,3 +112,19 @@ def test_tokenize_starts_without_torch():
     code = "import sys, megasink.tokenize; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.strip() == "False", result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.stem)
+def test_ctrl_c_while_a_tool_imports_is_no_traceback(tool):
+    program = (
+        "import runpy, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in ('numpy', 'torch'): raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    flags = {"generate": ["--checkpoint", "a", "--prompt", "b"]}.get(tool.stem, [])
+    ended = subprocess.run([sys.executable, "-c", program, tool, *flags], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "")

@@ -6,12 +6,14 @@ python tools/analyze_ckpt.py runs/baseline runs/vscale --label base vscale --dat
 import shlex
 import sys
 
-from megasink.analysis.analyze import AnalysisRequest, analyze
-from megasink.config.cli import parse_cli
 from megasink.errors import run_cli
 
 
 def main() -> None:
+    # here, where run_cli ends Ctrl-C quietly: the imports take a while
+    from megasink.analysis.analyze import AnalysisRequest, analyze
+    from megasink.config.cli import parse_cli
+
     request = parse_cli(AnalysisRequest, sys.argv[1:], description=__doc__)
     analyze(request, command=shlex.join(["python", *sys.argv]))
 

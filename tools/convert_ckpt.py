@@ -7,12 +7,14 @@ python tools/convert_ckpt.py --input llama-folder --output start --to megasink  
 
 import sys
 
-from megasink.checkpoint.convert import ConvertRequest, convert
-from megasink.config.cli import parse_cli
 from megasink.errors import run_cli
 
 
 def main() -> None:
+    # here, where run_cli ends Ctrl-C quietly: the imports take a while
+    from megasink.checkpoint.convert import ConvertRequest, convert
+    from megasink.config.cli import parse_cli
+
     print(convert(parse_cli(ConvertRequest, sys.argv[1:], description=__doc__)))
 
 

@@ -2,12 +2,14 @@
 
 import sys
 
-from megasink.config.cli import parse_cli
 from megasink.errors import run_cli
-from megasink.tokenize.inspection import InspectConfig, inspect
 
 
 def main() -> None:
+    # here, where run_cli ends Ctrl-C quietly: the imports take a while
+    from megasink.config.cli import parse_cli
+    from megasink.tokenize.inspection import InspectConfig, inspect
+
     for line in inspect(parse_cli(InspectConfig, sys.argv[1:])):
         print(line)
     print("whole: sizes, pointers and ids are right")

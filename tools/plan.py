@@ -2,13 +2,15 @@
 
 import sys
 
-from megasink.config.cli import parse_cli
 from megasink.errors import run_cli
-from megasink.plan.command import PlanCommand, print_plan
-from megasink.train.vocabulary import vocab_size_at_hand
 
 
 def main() -> None:
+    # here, where run_cli ends Ctrl-C quietly: the imports take a while
+    from megasink.config.cli import parse_cli
+    from megasink.plan.command import PlanCommand, print_plan
+    from megasink.train.vocabulary import vocab_size_at_hand
+
     argv = sys.argv[1:]
     if argv and not argv[0].startswith("-"):
         argv = ["--config", *argv]

@@ -2,13 +2,15 @@
 
 import sys
 
-from megasink.config.cli import parse_cli
 from megasink.errors import run_cli
-from megasink.tokenize.options import PreprocessConfig
-from megasink.tokenize.preprocess import preprocess
 
 
 def main() -> None:
+    # here, where run_cli ends Ctrl-C quietly: the imports take a while
+    from megasink.config.cli import parse_cli
+    from megasink.tokenize.options import PreprocessConfig
+    from megasink.tokenize.preprocess import preprocess
+
     config = parse_cli(PreprocessConfig, sys.argv[1:])
     print(preprocess(config))
 

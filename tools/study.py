@@ -7,12 +7,14 @@ python tools/study.py STUDY.yaml --status
 
 import sys
 
-from megasink.config.cli import parse_cli
 from megasink.errors import run_cli
-from megasink.study.command import StudyRequest, run_study
 
 
 def main() -> None:
+    # here, where run_cli ends Ctrl-C quietly: the imports take a while
+    from megasink.config.cli import parse_cli
+    from megasink.study.command import StudyRequest, run_study
+
     sys.exit(run_study(parse_cli(StudyRequest, sys.argv[1:], description=__doc__)))
 
 

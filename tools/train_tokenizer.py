@@ -2,12 +2,14 @@
 
 import sys
 
-from megasink.config.cli import parse_cli
 from megasink.errors import run_cli
-from megasink.tokenize.train import TrainTokenizerConfig, train_tokenizer
 
 
 def main() -> None:
+    # here, where run_cli ends Ctrl-C quietly: the imports take a while
+    from megasink.config.cli import parse_cli
+    from megasink.tokenize.train import TrainTokenizerConfig, train_tokenizer
+
     config = parse_cli(TrainTokenizerConfig, sys.argv[1:])
     print(f"wrote {train_tokenizer(config)} ({config.vocab_size} entries)")
 
