@@ -70,7 +70,8 @@ def main() -> None:
         use_cache=True,
         **sampling,
     )
-    print(tokenizer.decode(output[0].tolist()))
+    control = (tokenizer.bos_id, tokenizer.eos_id)  # a tokenizer.json would spell them out
+    print(tokenizer.decode([token for token in output[0].tolist() if token not in control]))
 
 
 if __name__ == "__main__":
