@@ -33,8 +33,12 @@ class GenerateRequest:
 
 def main() -> None:
     request = parse_cli(GenerateRequest, sys.argv[1:], description=__doc__)
-    if request.temperature < 0 or not 0 < request.top_p <= 1 or request.max_new_tokens < 1:
-        raise UserError("--temperature must not be negative, --top-p in (0, 1], --max-new-tokens at least 1")
+    if not (request.temperature == 0 or 0.001 <= request.temperature <= 1000):
+        raise UserError(f"--temperature {request.temperature}: give 0, or 0.001 to 1000")
+    if not 0 < request.top_p <= 1 or request.max_new_tokens < 1 or not 0 <= request.seed < 2**63:
+        raise UserError("--top-p must be in (0, 1], --max-new-tokens at least 1, --seed 0 or more and below 2^63")
+    if any("\ud800" <= character <= "\udfff" for character in request.prompt):
+        raise UserError("--prompt is not UTF-8; give it in the terminal's encoding, or set LC_ALL=C.UTF-8")
     # seconds to import; a wrong flag should not wait for them
     import torch
 

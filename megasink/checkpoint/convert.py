@@ -64,11 +64,17 @@ def convert(request: ConvertRequest) -> Path:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint folder itself, or the newest complete one of a run folder."""
+    """A checkpoint folder itself, or the newest one of a run folder.
+
+    Raises:
+        UserError: no such folder, or a newest one that is damaged: an older model in its place might be the untrained.
+    """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run folder or one of its checkpoints/step_* folders")
-    checkpoints = sorted(file.parent for file in (path / "checkpoints").glob("step_*/state.json"))
-    return checkpoints[-1] if checkpoints else path
+    newest = max((path / "checkpoints").glob("step_*"), default=path)
+    if newest != path and not (newest / "state.json").is_file():
+        raise UserError(f"{newest}: damaged, no state.json; name another checkpoints/step_* folder of the run")
+    return newest
 
 
 def read_checkpoint_config(checkpoint: Path) -> RunConfig:

@@ -231,6 +231,29 @@ def test_existing_output_is_not_touched(tmp_path):
         convert(ConvertRequest(str(tmp_path), str(tmp_path / "out")))
 
 
+def test_a_damaged_newest_checkpoint_is_not_passed_over_for_an_older_one(tmp_path):
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step_00000008").mkdir()
+    with pytest.raises(UserError, match="step_00000008: damaged"):
+        convert(ConvertRequest(str(tmp_path / "run"), str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--temperature", "nan"], "--temperature nan"),
+        (["--temperature", "1e-40"], "--temperature 1e-40"),
+        (["--seed", "99999999999999999999"], "--seed 0 or more"),
+        (["--prompt", b"a\xff"], "--prompt is not UTF-8"),
+    ],
+)
+def test_generate_refuses_in_one_line(flags, says):
+    command = [sys.executable, ROOT / "tools" / "generate.py", "--checkpoint", "nowhere", "--prompt", "a", *flags]
+    result = subprocess.run(command, capture_output=True, text=True)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 2 and says in line
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     make_folder(tmp_path / "hf")
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
