@@ -171,7 +171,8 @@ def from_dict(cls: type[Config], data: dict[str, Any], where: str) -> Config:
         if first["type"] == "unexpected_keyword_argument":
             raise UserError(f"{where}: unknown key {key}; {_known_keys(cls, first['loc'][:-1])}") from None
         message = first["msg"].replace("valid tuple", "list in brackets")
-        raise UserError(f"{where}: {key}: {message} (got {first['input']!r})") from None
+        got = "" if first["type"] == "missing" else f" (got {first['input']!r:.100})"
+        raise UserError(f"{where}: {key}: {message}{got}") from None
 
 
 def to_yaml(config: Any) -> str:

@@ -1,6 +1,7 @@
 """From `--data-path` and `--split` to a dataset."""
 
 import math
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -49,7 +50,10 @@ def build_dataset(
 
 
 def parse_data_path(data_path: tuple[str, ...]) -> tuple[list[float] | None, list[str]]:
-    """(weights or None, prefixes) of `--data-path`: prefixes alone, or weights and prefixes in turn."""
+    """(weights or None, prefixes) of `--data-path`: prefixes alone, or weights and prefixes in turn.
+
+    The name of one of the two files counts as their prefix.
+    """
     if not data_path:
         raise UserError("--data-path is empty; make shards with tools/preprocess_data.py and give their prefix")
     numbers = [_as_number(word) for word in data_path]
@@ -63,7 +67,8 @@ def parse_data_path(data_path: tuple[str, ...]) -> tuple[list[float] | None, lis
         weights, prefixes = numbers[0::2], list(data_path[1::2])
         if not all(math.isfinite(weight) and weight > 0 for weight in weights):
             raise UserError(f"--data-path {' '.join(data_path)}: every weight must be a positive number")
-    if len(set(prefixes)) < len(prefixes):
+    prefixes = [prefix.removesuffix(".idx").removesuffix(".bin") for prefix in prefixes]
+    if len({os.path.realpath(prefix) for prefix in prefixes}) < len(prefixes):
         raise UserError(f"--data-path {' '.join(data_path)}: a prefix is named twice; add its weights up instead")
     return weights, prefixes
 

@@ -70,7 +70,10 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
         raise UserError(f"{path}: damaged manifest ({error}); remake the shards or remove this file") from None
     if data.get("schema") != SCHEMA:
         raise UserError(f"{path}: manifest of schema {data.get('schema')}, only {SCHEMA} is known; remake the shards")
-    return from_dict(Manifest, data, str(path))
+    manifest = from_dict(Manifest, data, str(path))
+    if not 0 < manifest.vocab_size < 2**31:  # ids are 32 bits at most
+        raise UserError(f"{path}: vocab_size {manifest.vocab_size}: damaged manifest; remake the shards")
+    return manifest
 
 
 def write_manifest(prefix: str | Path, manifest: Manifest) -> None:

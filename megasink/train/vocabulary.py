@@ -24,6 +24,9 @@ def resolve_vocab_size(config: RunConfig) -> int:
     prefixes = _prefixes(config)
     for prefix in prefixes:
         if not idx_path(prefix).exists():
+            if Path(prefix).is_dir():
+                inside = min(Path(prefix).glob("*.idx"), default=Path(prefix) / "NAME").with_suffix("")
+                raise UserError(f"--data-path {prefix}: a folder; give the prefix of token files in it, as {inside}")
             raise _no_data(f"{prefix}: no {idx_path(prefix)}", prefix)
     manifests = {prefix: manifest for prefix in prefixes if (manifest := read_manifest(prefix)) is not None}
     _check_one_tokenizer(manifests)

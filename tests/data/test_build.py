@@ -15,6 +15,7 @@ def test_data_path_forms():
     assert parse_data_path(("7",)) == (None, ["7"])  # a prefix may look like a number
     assert parse_data_path(("a", "b")) == (None, ["a", "b"])
     assert parse_data_path(("0.7", "a", "3", "b")) == ([0.7, 3.0], ["a", "b"])
+    assert parse_data_path(("a.bin", "b.idx")) == (None, ["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,7 @@ def test_data_path_forms():
         (("0.7", "a", "0", "b"), "positive"),
         (("nan", "a", "1", "b"), "positive"),
         (("1", "a", "2", "a"), "named twice"),
+        (("a", "./a.bin"), "named twice"),
     ],
 )
 def test_bad_data_paths(data_path, words):

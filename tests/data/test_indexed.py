@@ -203,6 +203,15 @@ def test_a_pipe_is_not_waited_for(tmp_path, suffix):
     assert "not a file" in refuses(prefix)
 
 
+@pytest.mark.parametrize("vocab_size", [0, -5, 10**12])
+def test_a_manifest_of_an_impossible_vocabulary(tmp_path, vocab_size):
+    prefix = write(tmp_path / "p", DOCUMENTS, 100)
+    write_manifest_of(prefix)
+    path = Path(f"{prefix}.json")
+    path.write_text(path.read_text().replace('"vocab_size": 100', f'"vocab_size": {vocab_size}'))
+    assert f"vocab_size {vocab_size}: damaged manifest" in refuses(prefix)
+
+
 def test_a_manifest_of_other_files(tmp_path):
     write_manifest_of(write(tmp_path / "p", DOCUMENTS, 100))
     assert "not their manifest" in refuses(write(tmp_path / "p", DOCUMENTS[:2], 100))

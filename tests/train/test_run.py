@@ -25,6 +25,7 @@ from tests.helpers.jobs import TINY, losses, metrics, train
         (["--global-batch-size", 3], "--global-batch-size 3 is not a multiple of --micro-batch-size 2"),
         (["--num-layerz", 3], "Unrecognized options: --num-layerz"),
         (["--data-path", "nowhere"], "nowhere"),
+        (["--data-path", "/etc"], "--data-path /etc: a folder; give the prefix of token files in it, as /etc/"),
         (["--data-path"], "--data-path"),
         (["--save", "/dev/null/run"], "--save /dev/null/run: cannot write there"),
         (["--load", "/nowhere"], "/nowhere"),
