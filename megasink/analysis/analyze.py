@@ -13,7 +13,7 @@ from megasink.analysis.figures import check_figure_names, figure_names
 from megasink.analysis.files import check_writable
 from megasink.analysis.measure import measure
 from megasink.analysis.measured import MeasuredModel, Measurement
-from megasink.analysis.observer import Wanted
+from megasink.analysis.observer import AUTO, Wanted
 from megasink.analysis.pictures import draw_pictures, prepare_workers, useful_workers
 from megasink.analysis.quantization import quantization_losses
 from megasink.analysis.report import console_summary, write_report
@@ -54,6 +54,8 @@ def analyze(request: AnalysisRequest, command: str) -> None:
     pairs = parse_pairs(request.compare, labels)
     settings = _read_settings(request, sources[0])
     _check(request, labels, sources, settings)
+    if not request.out:
+        raise UserError("--out is empty; name a folder")
     check_writable(Path(request.out))
 
     for sequences in settings:
@@ -96,7 +98,10 @@ def _read_settings(request: AnalysisRequest, first: Source) -> list[TokenSequenc
 
 
 def _check(request: AnalysisRequest, labels: list[str], sources: list[Source], settings: list[TokenSequences]) -> None:
-    """Raise UserError for models and texts that do not go together."""
+    """Raise UserError for models, texts and positions that do not go together."""
+    furthest = max((position for position in parse_positions(request.sink_pos) if position != AUTO), default=0)
+    if furthest >= (shortest := min(sequences.seq_length for sequences in settings)):
+        raise UserError(f"--sink-pos {request.sink_pos}: sequences of {shortest} tokens have no position {furthest}")
     for label, source in zip(labels, sources, strict=True):
         for sequences in settings:
             check_vocabulary(sequences, source.config.model.vocab_size, label, request.data)
@@ -196,6 +201,9 @@ def _labels(request: AnalysisRequest, sources: list[Source]) -> list[str]:
         ]
     if len(labels) != len(sources):
         raise UserError(f"--label gives {len(labels)} names for {len(sources)} checkpoints; give one each")
+    for label in labels:
+        if not (label.strip() and label.isprintable()):
+            raise UserError(f"--label {label!r}: give a name of one line")
     if len(set(labels)) < len(labels):
         raise UserError(f"--label {' '.join(labels)}: two checkpoints have the same name; give each its own")
     return labels

@@ -95,6 +95,10 @@ def test_text_shorter_than_the_sequence(made, tmp_path):
         ({"device": "cuda:99"}, "not available"),
         ({"device": "toaster"}, "not available"),
         ({"out": "/proc/report"}, "cannot be written"),
+        ({"out": ""}, "--out is empty"),
+        ({"label": ("",)}, "a name of one line"),
+        ({"label": ("a\nb",)}, "a name of one line"),
+        ({"sink_pos": "0,9000"}, "have no position 9000"),
     ],
 )
 def test_wrong_request(made, changes, words):
