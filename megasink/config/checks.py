@@ -10,15 +10,12 @@ from megasink.errors import UserError
 
 def check_run(config: RunConfig, world_size: int) -> None:
     """Check everything that does not need the data. Raises UserError at the first fault."""
-    check_ranges(*(getattr(config, section.name) for section in fields(RunConfig)))
-    check_model(config.model)
+    check_settings(config)
     _check_layout(config.model, config.parallel, world_size)
     refused = refusal(config)
     _require(refused is None, refused or "")
     _check_batch(config.training, config.parallel, world_size)
     _check_fp8(config)
-    _check_schedule(config.optimizer, config.training)
-    _check_statistics(config.sink_stats, config.model)
     _require(
         config.checkpoint.keep_every == 0 or config.checkpoint.keep_last > 0,
         f"--keep-every {config.checkpoint.keep_every} adds to --keep-last N, which is not set: all are kept; give both",
@@ -32,6 +29,14 @@ def check_run(config: RunConfig, world_size: int) -> None:
         ),
         "--load takes the weights of another run; to go on with this one give --auto-resume alone",
     )
+
+
+def check_settings(config: RunConfig) -> None:
+    """What depends neither on the data nor on how many ranks there are."""
+    check_ranges(*(getattr(config, section.name) for section in fields(RunConfig)))
+    check_model(config.model)
+    _check_schedule(config.optimizer, config.training)
+    _check_statistics(config.sink_stats, config.model)
 
 
 def check_model(model: ModelConfig) -> None:

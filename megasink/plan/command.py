@@ -1,6 +1,7 @@
 """tools/plan.py: what it takes and what it prints."""
 
 import json
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -45,8 +46,12 @@ def print_plan(command: PlanCommand, vocabulary: str) -> None:
     config, machine = command.run_config(), Machine.of(command.nodes, command.gpus_per_node, command.gpu)
     if command.nodes < 1 or command.gpus_per_node < 1:
         raise UserError("--nodes and --gpus-per-node: must be at least 1")
-    if command.target_tokens is not None and command.target_tokens <= 0:
-        raise UserError(f"--target-tokens {command.target_tokens:g}: must be more than 0")
+    if command.target_tokens is not None and not 0 < command.target_tokens < math.inf:
+        raise UserError(f"--target-tokens {command.target_tokens:g}: must be a number of more than 0")
+    if command.json == "":
+        raise UserError("--json is empty; name a file")
+    if config.training.fp8 != "off" and not machine.gpu.fp8:
+        raise UserError(f"--fp8 {config.training.fp8}: an {command.gpu} cannot multiply fp8; give --fp8 off")
     plan = make_plan(config, machine)
     target = command.target_tokens or float(config.training.train_iters * plan.tokens_per_step)
     print("\n".join(describe(plan, target)))

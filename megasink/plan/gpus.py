@@ -16,6 +16,8 @@ class Gpu:
     nvlink: float
     network: float
     """Each GPU has a network adapter of its own."""
+    fp8: bool = True
+    """Whether it multiplies fp8."""
 
 
 RESERVED = 4 * 2**30
@@ -29,7 +31,7 @@ GPUS = {
     "h200": Gpu("h200", 989.4e12, 143771 * 2**20, 4.8e12, 450e9, 50e9),
     # A100 SXM4 data sheet: 312 TFLOP/s, 80 GB HBM2e at 2.039 TB/s, NVLink 600 GB/s both ways; DGX A100 data sheet:
     # eight ConnectX-6 of 200 Gb/s; nvidia-smi: 81,920 MiB
-    "a100": Gpu("a100", 312e12, 81920 * 2**20, 2.039e12, 300e9, 25e9),
+    "a100": Gpu("a100", 312e12, 81920 * 2**20, 2.039e12, 300e9, 25e9, fp8=False),
     # the same of 40 GB HBM2 at 1.555 TB/s; nvidia-smi: 40,960 MiB
-    "a100-40gb": Gpu("a100-40gb", 312e12, 40960 * 2**20, 1.555e12, 300e9, 25e9),
+    "a100-40gb": Gpu("a100-40gb", 312e12, 40960 * 2**20, 1.555e12, 300e9, 25e9, fp8=False),
 }

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ConfigDict
 
 from megasink.config import RunConfig
+from megasink.config.checks import check_settings
 from megasink.config.cli import NoKeyTwice, from_dict, parse_cli
 from megasink.errors import UserError
 
@@ -95,6 +96,7 @@ def load_study(path: Path) -> Study:
             flags = [*to_words(file.flags | arm_flags), "--seed", str(seed), "--save", str(out / name), "--auto-resume"]
             try:
                 config = parse_cli(RunConfig, [*base, *flags])
+                check_settings(config)
             except UserError as error:
                 raise UserError(f"{path}: arm {arm}: {error}") from None
             runs.append(StudyRun(arm, seed, out / name, out / "logs" / f"{name}.log", tuple(flags), config))
@@ -152,6 +154,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _check(file: StudyFile, script: Path, path: Path) -> None:
     if not script.is_file():
         raise UserError(f"{path}: script {script}: no such file here; paths count from the folder you start in")
+    if not file.out:
+        raise UserError(f"{path}: out is empty; name a folder")
     for key, value in (("arms", file.arms), ("seeds", file.seeds)):
         if not value:
             raise UserError(f"{path}: {key}: name at least one")

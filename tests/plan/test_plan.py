@@ -43,6 +43,21 @@ def test_json_holds_the_same_plan(tmp_path, capsys):
     assert f"{plan['step_time_s']:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--target-tokens", "nan"], "--target-tokens nan"),
+        (["--target-tokens", "inf"], "--target-tokens inf"),
+        (["--json="], "--json is empty"),
+        (["--gpu", "a100", "--fp8", "hybrid"], "an a100 cannot multiply fp8"),
+    ],
+)
+def test_a_question_without_an_answer_is_one_line(flags, says, capsys):
+    with pytest.raises(UserError, match=says):
+        print_plan(command("pretrain_7b.yaml", "--nodes", 8, *flags), "given")
+    assert capsys.readouterr().out == ""
+
+
 def test_what_does_not_fit_is_refused_with_flags_that_do(capsys):
     asked = command("pretrain_7b.yaml", "--micro-batch-size", 16, "--tensor-model-parallel-size", 1)
     asked.parallel.sequence_parallel = False
