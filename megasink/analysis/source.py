@@ -15,6 +15,7 @@ from megasink.analysis.streaming import (
     stream_untrained_transformers,
 )
 from megasink.analysis.subject import MegasinkSubject, Subject
+from megasink.checkpoint.folders import step_folders
 from megasink.checkpoint.hugging_face_config import CONFIG_FILE, read_model_config
 from megasink.checkpoint.weights import INDEX_FILE, SINGLE_FILE, WeightReader, expected_weights, load_weights
 from megasink.config import DataConfig, ModelConfig, RunConfig
@@ -153,7 +154,7 @@ def _refuse_leftovers(config: ModelConfig, folder: Path) -> None:
 
 
 def _newest_checkpoint(run_folder: Path) -> Path:
-    folders = sorted((run_folder / "checkpoints").glob("step_*"), reverse=True)
+    folders = step_folders(run_folder / "checkpoints")[::-1]
     if not folders:
         raise UserError(f"{run_folder}: its checkpoints/ folder is empty; the run saved nothing yet")
     return next((folder for folder in folders if _is_complete(folder)), folders[0])

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megasink.checkpoint import modeling_megasink
+from megasink.checkpoint.folders import step_folders
 from megasink.checkpoint.hugging_face_config import CONFIG_FILE, read_model_config, write_model_config
 from megasink.checkpoint.tokenizer_files import copy_tokenizer
 from megasink.checkpoint.weights import SINGLE_FILE, WeightReader, expected_weights
@@ -71,7 +72,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give a run folder or one of its checkpoints/step_* folders")
-    newest = max((path / "checkpoints").glob("step_*"), default=path)
+    newest = [path, *step_folders(path / "checkpoints")][-1]
     if newest != path and not (newest / "state.json").is_file():
         raise UserError(f"{newest}: damaged, no state.json; name another checkpoints/step_* folder of the run")
     return newest

@@ -15,6 +15,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from megasink.checkpoint.folders import step_folders
 from megasink.checkpoint.manifest import MANIFEST_FILE, find_damage
 from megasink.checkpoint.same_model import check_same_model
 from megasink.checkpoint.trust import only_data
@@ -37,13 +38,8 @@ def rng_file(rank: int) -> str:
 
 
 def complete_checkpoints(checkpoints: Path) -> list[Path]:
-    """Those with a manifest, fewest steps first. Copies that somebody put beside them under other names are not looked
-    at."""
-    return [path for path in _step_folders(checkpoints) if (path / MANIFEST_FILE).is_file()]
-
-
-def _step_folders(checkpoints: Path) -> list[Path]:
-    return [path for path in sorted(checkpoints.glob("step_*")) if path.name.removeprefix("step_").isdigit()]
+    """Those with a manifest, fewest steps first."""
+    return [path for path in step_folders(checkpoints) if (path / MANIFEST_FILE).is_file()]
 
 
 def newest_intact(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
@@ -56,7 +52,7 @@ def newest_intact(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     # with or without a manifest: a folder has its name only once it is whole, so one that lacks it has lost it
-    candidates = _from_first_rank([path.name for path in _step_folders(checkpoints) if _is_resumable(path)])
+    candidates = _from_first_rank([path.name for path in step_folders(checkpoints) if _is_resumable(path)])
     for name in reversed(candidates):
         found: list[str | None] = [None] * world
         dist.all_gather_object(found, find_damage(checkpoints / name, rank, world))

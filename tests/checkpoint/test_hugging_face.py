@@ -231,6 +231,12 @@ def test_existing_output_is_not_touched(tmp_path):
         convert(ConvertRequest(str(tmp_path), str(tmp_path / "out")))
 
 
+def test_a_copy_beside_the_checkpoints_is_not_the_newest(tmp_path):
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "step_99999999_mine").mkdir()
+    convert(ConvertRequest(str(tmp_path / "run"), str(tmp_path / "out")))
+
+
 def test_a_damaged_newest_checkpoint_is_not_passed_over_for_an_older_one(tmp_path):
     make_run(tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / "step_00000008").mkdir()
