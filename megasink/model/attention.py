@@ -33,6 +33,9 @@ class Attention(nn.Module):
     With fewer key-value heads than tensor-parallel ranks every rank holds them all and uses the one its queries need.
     """
 
+    fused = False
+    """Whether one kernel may stand for RoPE and V-scale."""
+
     def __init__(self, config: ModelConfig, layout: ParallelLayout):
         super().__init__()
         self.layout = layout
@@ -93,7 +96,7 @@ class Attention(nn.Module):
             projections = [self.q_proj, self.k_proj, self.v_proj]
             states = fused_column_parallel(enter_tensor_parallel(hidden_states, self.layout), projections, joined)
             states = states.unflatten(-1, (-1, self.head_dim))
-            if self.key_value_heads is None and self.v_scale is not None and self.v_scale.one_pass(states):
+            if self.fused and self.v_scale is not None and self.v_scale.one_pass(states):
                 return self.v_scale.rotate_and_scale(states, cos, sin, taps)
             heads = [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
             query, key, value = states.split(heads, dim=-2)

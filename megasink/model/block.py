@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from megasink.config import ModelConfig
+from megasink.model import residual_norm
 from megasink.model.activation_statistics import activation_moments, activation_order
 from megasink.model.attention import Attention
 from megasink.model.documents import Boundaries, find_boundaries, positions_in_document
@@ -36,6 +37,9 @@ class Block(nn.Module):
     `recorder`, when set, is asked at each forward pass for taps: `recorder.open(layer_index, hidden_states,
     first_token)` returns BlockTaps or None.
     """
+
+    fused = False
+    """Whether kernels of several equations stand for them where they can, see `prepare`."""
 
     def __init__(self, config: ModelConfig, layout: ParallelLayout, layer_index: int, seed: int | None = None):
         super().__init__()
@@ -76,8 +80,9 @@ class Block(nn.Module):
         return join_states(self.run(hidden_states, cos, sin, boundaries, taps, weights), document_ids)
 
     def prepare(self, recompute: Recomputation = "none", compile: bool = False, fp8: Fp8 = "off") -> None:
-        """Choose what is kept for the backward pass and how linear layers multiply, and compile the arithmetic; taps
-        and tables stay outside."""
+        """Choose what is kept for the backward pass and how linear layers multiply, and compile the arithmetic, with
+        kernels where there are some; taps and tables stay outside."""
+        self.fused = self.self_attn.fused = compile
         for module in self.modules():
             if isinstance(module, ParallelLinear):
                 module.fp8 = GRADIENT_FORMATS[fp8]
@@ -104,15 +109,18 @@ class Block(nn.Module):
         hidden_states = tap_gradient(hidden_states, taps.block_input_grad)
         hidden_states = tap_value(hidden_states, taps.block_input, sum_of_squares, hidden_states)
 
-        attention_input = self.input_layernorm(tap_gradient(hidden_states, taps.attention_norm_input_grad))
-        # complete here: below the norm, above the tensor-parallel region whose backward sums over the ranks
-        attention_input = tap_gradient(attention_input, taps.attention_norm_grad)
+        # g2 is complete here: below the norm, above the tensor-parallel region whose backward sums over the ranks
+        hidden_states, attention_input = self._branch(
+            self.input_layernorm, hidden_states, taps.attention_norm_input_grad, taps.attention_norm_grad
+        )
         hidden_states = hidden_states + self.self_attn(attention_input, cos, sin, boundaries, taps, joined_weights[0])
         hidden_states = tap_gradient(hidden_states, taps.middle_grad)
         hidden_states = tap_value(hidden_states, taps.middle, sum_of_squares, hidden_states)
 
-        mlp_input = self.post_attention_layernorm(tap_gradient(hidden_states, taps.mlp_norm_input_grad))
-        mlp_output = self.mlp(tap_gradient(mlp_input, taps.mlp_norm_grad), joined_weights[1])
+        hidden_states, mlp_input = self._branch(
+            self.post_attention_layernorm, hidden_states, taps.mlp_norm_input_grad, taps.mlp_norm_grad
+        )
+        mlp_output = self.mlp(mlp_input, joined_weights[1])
         mlp_output = tap_value(mlp_output, taps.mlp_output, sum_of_squares, mlp_output)
         mlp_output = tap_value(mlp_output, taps.mlp_output_moments, activation_moments, mlp_output)
         mlp_output = tap_value(mlp_output, taps.mlp_output_order, activation_order, mlp_output, shared)
@@ -120,3 +128,11 @@ class Block(nn.Module):
         hidden_states = tap_value(hidden_states, taps.block_output, sum_of_squares, hidden_states)
         hidden_states = tap_value(hidden_states, taps.block_output_moments, activation_moments, hidden_states)
         return tap_value(hidden_states, taps.block_output_order, activation_order, hidden_states, shared)
+
+    def _branch(
+        self, norm: RMSNorm, hidden_states: Tensor, input_grad_tap: Tensor | None, grad_tap: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream and, normed, what a branch begins with, whose gradients the taps are of."""
+        if self.fused and input_grad_tap is None and residual_norm.usable(hidden_states):
+            return residual_norm.residual_norm(hidden_states, norm.local_weight(), norm.epsilon, grad_tap)
+        return hidden_states, tap_gradient(norm(tap_gradient(hidden_states, input_grad_tap)), grad_tap)

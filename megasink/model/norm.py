@@ -18,11 +18,14 @@ class RMSNorm(nn.Module):
         self.weight = sharded_parameter((hidden_size,), layout.tensor, dim=None)
         nn.init.ones_(self.weight)
 
+    def local_weight(self) -> Tensor:
+        """The weight [H], with its gradient summed over the ranks that see tokens of their own only."""
+        if self.layout.sequence_parallel:
+            return copy_to_tensor_parallel(self.weight, self.layout.tensor)
+        return self.weight
+
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, T, H] -> [B, T, H] of the same dtype."""
-        weight = self.weight
-        if self.layout.sequence_parallel:  # each rank saw its own tokens only
-            weight = copy_to_tensor_parallel(weight, self.layout.tensor)
         wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
         normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.epsilon)
-        return weight * normed.to(hidden_states.dtype)
+        return self.local_weight() * normed.to(hidden_states.dtype)
