@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from megasink.config import ModelConfig
+from megasink.model import rotary_v_scale
 from megasink.model.attention_patterns import attention_sink, head_patterns
 from megasink.model.documents import Boundaries, document_attention
 from megasink.model.rope import apply_rotary
@@ -14,6 +15,7 @@ from megasink.model.taps import (
     tap_gradient,
     tap_shared_gradient,
     tap_value,
+    widen,
 )
 from megasink.model.v_scale import VScale
 from megasink.parallel.collectives import heads_to_tokens, tokens_to_heads
@@ -96,8 +98,8 @@ class Attention(nn.Module):
             projections = [self.q_proj, self.k_proj, self.v_proj]
             states = fused_column_parallel(enter_tensor_parallel(hidden_states, self.layout), projections, joined)
             states = states.unflatten(-1, (-1, self.head_dim))
-            if self.fused and self.v_scale is not None and self.v_scale.one_pass(states):
-                return self.v_scale.rotate_and_scale(states, cos, sin, taps)
+            if self.fused and self._one_pass(states):
+                return self._rotate_and_scale(states, cos, sin, taps)
             heads = [self.num_heads, self.num_key_value_heads, self.num_key_value_heads]
             query, key, value = states.split(heads, dim=-2)
         else:
@@ -111,6 +113,23 @@ class Attention(nn.Module):
         value = self._tap_key_value(value, taps.value_hat_grad)
         value = tap_value(value, taps.value_hat, sum_of_squares, value)
         return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin), value
+
+    def _one_pass(self, query_key_value: Tensor) -> bool:
+        """Whether one kernel can stand for RoPE and V-scale: not where ranks share heads, nor for backward-only."""
+        learned = self.v_scale is None or self.v_scale.theta is not None
+        return self.key_value_heads is None and learned and rotary_v_scale.usable(query_key_value)
+
+    def _rotate_and_scale(
+        self, query_key_value: Tensor, cos: Tensor, sin: Tensor, taps: BlockTaps
+    ) -> tuple[Tensor, ...]:
+        """[B, T, all heads of this rank, D] -> query and key rotated, v_hat, with the light taps of values."""
+        theta, initial_c = None, 0.0
+        if self.v_scale is not None:
+            theta, initial_c = self.v_scale.theta, self.v_scale.initial_c
+            query_key_value = tap_value(query_key_value, taps.theta, lambda: widen(theta).clone())
+        return rotary_v_scale.rotate_and_scale(
+            query_key_value, cos, sin, self.num_key_value_heads, theta, initial_c, taps.value, taps.value_grad
+        )
 
     def _gather_tokens(self, *query_key_value: Tensor) -> tuple[Tensor, ...]:
         """Under context parallelism attention sees all tokens of a share of this rank's heads.

@@ -13,13 +13,13 @@ try:
 except ImportError:  # CPU builds of torch come without; only CUDA tensors need it
     triton = None
 
-_PROGRAMS = 512
-"""At most, each with a sum of the weight's gradient of its own: four for each multiprocessor of an H100."""
+_PROGRAMS = 1024
+"""At most, each with a sum of the weight's gradient of its own: eight for each multiprocessor of an H100."""
 
 
 def usable(hidden_states: Tensor) -> bool:
     """On this device, for this dtype and width: a program holds a row in registers."""
-    fits = hidden_states.dtype == torch.bfloat16 and hidden_states.shape[-1] <= 16384
+    fits = hidden_states.dtype == torch.bfloat16 and hidden_states.shape[-1] <= 8192
     return triton is not None and fits and hidden_states.is_cuda
 
 
@@ -56,7 +56,7 @@ class _ResidualNorm(torch.autograd.Function):
         _residual_norm_gradient_kernel[(programs,)](
             *(hidden_states, weight, scale, stream_grad, norm_grad, gradient, weight_grads, squares, rows, columns),
             block,
-            num_warps=min(max(block // 512, 1), 16),
+            num_warps=8 if columns > 4096 else 4,
         )
         weight_grad = weight_grads.sum(dim=0).to(weight.dtype)
         return gradient, weight_grad, None, squares if ctx.needs_input_grad[3] else None

@@ -1,7 +1,8 @@
 """RoPE and V-scale of one packed query-key-value product, on a GPU: one pass over it, and one over its gradient.
 
 Same numbers as megasink.model.rope and megasink.model.v_scale, whose arithmetic this is: in fp32, cast once. A
-compiler reads a value state twice, for its norm and to scale it, and reaches two fifths of the memory's speed.
+compiler reads a value state twice, for its norm and to scale it, and joins the three gradients at a fifth of the
+memory's speed.
 """
 
 import torch
@@ -27,7 +28,8 @@ def rotate_and_scale(
     packed: Tensor,
     cos: Tensor,
     sin: Tensor,
-    theta: Tensor,
+    groups: int,
+    theta: Tensor | None,
     initial_c: float,
     value_tap: Tensor | None = None,
     value_grad_tap: Tensor | None = None,
@@ -37,56 +39,49 @@ def rotate_and_scale(
     Args:
         packed: [B, T, N + 2 K, D]: N query heads, K key heads, K value heads.
         cos, sin: fp32 [T, D] or [B, T, D], both halves of D alike.
-        theta: [K]; C = initial_c exp(theta).
+        groups: K.
+        theta: [K]; C = initial_c exp(theta). None: the value states stay what they are.
         value_tap, value_grad_tap: leaves [B, T, K], see BlockTaps.value and BlockTaps.value_grad.
 
     Returns:
         [B, T, N, D], [B, T, K, D] and [B, T, K, D], contiguous.
     """
-    return _RotateAndScale.apply(packed, cos, sin, theta, initial_c, value_tap, value_grad_tap)
+    return _RotateAndScale.apply(packed, cos, sin, groups, theta, initial_c, value_tap, value_grad_tap)
 
 
 class _RotateAndScale(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, packed, cos, sin, theta, initial_c, value_tap, value_grad_tap):
+    def forward(ctx, packed, cos, sin, groups, theta, initial_c, value_tap, value_grad_tap):
         packed = packed.contiguous()
         batch, length, heads, width = packed.shape
-        groups = len(theta)
         query, key, value_hat = (
             packed.new_empty(batch, length, count, width) for count in (heads - 2 * groups, groups, groups)
         )
-        squares = theta.new_empty(batch, length, groups, dtype=torch.float32)
+        squares = packed.new_empty(batch, length, groups, dtype=torch.float32)
         _rotary_v_scale_kernel[_grid(packed, groups)](
-            packed,
-            cos,
-            sin,
-            theta,
-            query,
-            key,
-            value_hat,
-            squares,
-            *_sizes(packed, cos, groups),
-            initial_c,
-            width,
-            _HEADS,
+            *(packed, cos, sin, theta, query, key, value_hat, squares),
+            *(*_sizes(packed, cos, groups), initial_c, width, _HEADS),
         )
-        ctx.save_for_backward(packed, cos, sin, theta, squares)
+        ctx.save_for_backward(None if theta is None else packed, cos, sin, theta, squares)
         ctx.initial_c = initial_c
         return query, key, value_hat
 
     @staticmethod
     def backward(ctx, query_grad, key_grad, value_hat_grad):
         packed, cos, sin, theta, squares = ctx.saved_tensors
-        packed_grad, groups = torch.empty_like(packed), len(theta)
-        theta_grad, grad_squares = torch.empty_like(squares), torch.empty_like(squares)
+        batch, length, groups, width = value_hat_grad.shape
+        packed_grad = query_grad.new_empty(batch, length, query_grad.shape[2] + 2 * groups, width)
+        grad_squares = torch.empty_like(squares)
+        theta_grad = None if theta is None else torch.empty_like(squares)
         upstream = [gradient.contiguous() for gradient in (query_grad, key_grad, value_hat_grad)]
-        _rotary_v_scale_gradient_kernel[_grid(packed, groups)](
+        _rotary_v_scale_gradient_kernel[_grid(packed_grad, groups)](
             *(packed, cos, sin, theta, *upstream, packed_grad, theta_grad, grad_squares),
-            *(*_sizes(packed, cos, groups), ctx.initial_c, packed.shape[-1], _HEADS),
+            *(*_sizes(packed_grad, cos, groups), ctx.initial_c, width, _HEADS),
         )
-        theta_grad = theta_grad.sum(dim=(0, 1)).to(theta.dtype)
-        taps = [each if ctx.needs_input_grad[place] else None for place, each in ((5, squares), (6, grad_squares))]
-        return packed_grad, None, None, theta_grad, None, *taps
+        if theta is not None:
+            theta_grad = theta_grad.sum(dim=(0, 1)).to(theta.dtype)
+        taps = [each if ctx.needs_input_grad[place] else None for place, each in ((6, squares), (7, grad_squares))]
+        return packed_grad, None, None, None, theta_grad, None, *taps
 
 
 def _grid(packed: Tensor, groups: int) -> tuple[int, int]:
@@ -147,12 +142,14 @@ if triton is not None:
             at, inside = heads[:, None] * width + column[None, :], heads[:, None] < groups
             first = tl.load(packed + at, mask=inside, other=0.0).to(tl.float32)
             second = tl.load(packed + at + half, mask=inside, other=0.0).to(tl.float32)
-            c = initial_c * tl.exp(tl.load(theta + heads, mask=heads < groups, other=0.0).to(tl.float32))
             r = tl.sum(first * first + second * second, axis=1)
-            phi = (r / (r + c))[:, None]
+            if theta is not None:
+                c = initial_c * tl.exp(tl.load(theta + heads, mask=heads < groups, other=0.0).to(tl.float32))
+                phi = (r / (r + c))[:, None]
+                first, second = phi * first, phi * second
             value_hat += row * groups * width
-            tl.store(value_hat + at, phi * first, mask=inside)
-            tl.store(value_hat + at + half, phi * second, mask=inside)
+            tl.store(value_hat + at, first, mask=inside)
+            tl.store(value_hat + at + half, second, mask=inside)
             tl.store(squares + row * groups + heads, r, mask=heads < groups)
 
     @triton.jit
@@ -177,22 +174,25 @@ if triton is not None:
         else:
             start += (queries + groups) * width
             at, inside = heads[:, None] * width + column[None, :], heads[:, None] < groups
-            first = tl.load(packed + start + at, mask=inside, other=0.0).to(tl.float32)
-            second = tl.load(packed + start + at + half, mask=inside, other=0.0).to(tl.float32)
-            value_hat_grad += row * groups * width
-            upstream_first = tl.load(value_hat_grad + at, mask=inside, other=0.0).to(tl.float32)
-            upstream_second = tl.load(value_hat_grad + at + half, mask=inside, other=0.0).to(tl.float32)
-            c = initial_c * tl.exp(tl.load(theta + heads, mask=heads < groups, other=0.0).to(tl.float32))
-            r = tl.sum(first * first + second * second, axis=1)
-            s = tl.sum(upstream_first * first + upstream_second * second, axis=1)
-            phi = r / (r + c)
-            along = (2.0 * (1.0 - phi) * (1.0 - phi) / c * s)[:, None]
-            kind = packed_grad.dtype.element_ty
-            first = (phi[:, None] * upstream_first + along * first).to(kind)
-            second = (phi[:, None] * upstream_second + along * second).to(kind)
-            tl.store(packed_grad + start + at, first, mask=inside)
-            tl.store(packed_grad + start + at + half, second, mask=inside)
-            first, second = first.to(tl.float32), second.to(tl.float32)
             place, there = row * groups + heads, heads < groups
-            tl.store(theta_grad + place, -phi * (1.0 - phi) * s, mask=there)
-            tl.store(grad_squares + place, tl.sum(first * first + second * second, axis=1), mask=there)
+            value_hat_grad += row * groups * width
+            first_grad = tl.load(value_hat_grad + at, mask=inside, other=0.0).to(tl.float32)
+            second_grad = tl.load(value_hat_grad + at + half, mask=inside, other=0.0).to(tl.float32)
+            if theta is not None:
+                first = tl.load(packed + start + at, mask=inside, other=0.0).to(tl.float32)
+                second = tl.load(packed + start + at + half, mask=inside, other=0.0).to(tl.float32)
+                c = initial_c * tl.exp(tl.load(theta + heads, mask=there, other=0.0).to(tl.float32))
+                r = tl.sum(first * first + second * second, axis=1)
+                s = tl.sum(first_grad * first + second_grad * second, axis=1)
+                phi = r / (r + c)
+                tl.store(theta_grad + place, -phi * (1.0 - phi) * s, mask=there)
+                along = (2.0 * (1.0 - phi) * (1.0 - phi) / c * s)[:, None]
+                first_grad = phi[:, None] * first_grad + along * first
+                second_grad = phi[:, None] * second_grad + along * second
+            kind = packed_grad.dtype.element_ty  # the tap is of what is handed on
+            first_grad, second_grad = first_grad.to(kind), second_grad.to(kind)
+            tl.store(packed_grad + start + at, first_grad, mask=inside)
+            tl.store(packed_grad + start + at + half, second_grad, mask=inside)
+            first_grad, second_grad = first_grad.to(tl.float32), second_grad.to(tl.float32)
+            squares = tl.sum(first_grad * first_grad + second_grad * second_grad, axis=1)
+            tl.store(grad_squares + place, squares, mask=there)

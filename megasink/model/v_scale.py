@@ -5,8 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from megasink.model import rotary_v_scale
-from megasink.model.taps import BlockTaps, tap_value, widen
+from megasink.model.taps import tap_value, widen
 from megasink.parallel.collectives import copy_to_tensor_parallel
 from megasink.parallel.layout import Axis
 from megasink.parallel.shard import sharded_parameter
@@ -48,19 +47,6 @@ class VScale(nn.Module):
         # a copy: the optimizer changes theta before the report is made
         value_states = tap_value(value_states, theta_tap, lambda: widen(theta).clone())
         return _VScale.apply(value_states, theta, self.initial_c, self.forward_identity)
-
-    def one_pass(self, query_key_value: Tensor) -> bool:
-        """Whether `rotate_and_scale` can stand for RoPE and this: mode `on`, a theta for each head, on a GPU."""
-        return self.theta is not None and self.rows is None and rotary_v_scale.usable(query_key_value)
-
-    def rotate_and_scale(
-        self, query_key_value: Tensor, cos: Tensor, sin: Tensor, taps: BlockTaps
-    ) -> tuple[Tensor, ...]:
-        """[B, T, all heads of this rank, D] -> query and key rotated, v_hat, with the light taps of values."""
-        query_key_value = tap_value(query_key_value, taps.theta, lambda: widen(self.theta).clone())
-        return rotary_v_scale.rotate_and_scale(
-            query_key_value, cos, sin, self.theta, self.initial_c, taps.value, taps.value_grad
-        )
 
 
 class _VScale(torch.autograd.Function):
