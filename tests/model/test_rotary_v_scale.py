@@ -37,6 +37,7 @@ def tables(*shape: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("own_positions", [False, True])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_one_pass_is_rope_and_v_scale(heads, groups, width, own_positions, compiled, scaled):
+    torch._dynamo.reset()
     torch.manual_seed(0)
     batch, length = 3, 10
     packed = torch.randn(batch, length, heads + 2 * groups, width, device="cuda").bfloat16()
