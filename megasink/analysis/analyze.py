@@ -29,7 +29,7 @@ from megasink.analysis.request import (
 from megasink.analysis.section import Section
 from megasink.analysis.source import MEGASINK, Source, find_source, load_subject, untrained_subject
 from megasink.analysis.subject import Subject
-from megasink.analysis.tokens import TokenSequences, check_vocabulary, read_tokens
+from megasink.analysis.tokens import TokenSequences, check_tokenizers, check_vocabulary, read_tokens
 from megasink.analysis.trajectory import add_analysed, read_trajectory
 from megasink.errors import UserError
 
@@ -102,6 +102,8 @@ def _check(request: AnalysisRequest, labels: list[str], sources: list[Source], s
     furthest = max((position for position in parse_positions(request.sink_pos) if position != AUTO), default=0)
     if furthest >= (shortest := min(sequences.seq_length for sequences in settings)):
         raise UserError(f"--sink-pos {request.sink_pos}: sequences of {shortest} tokens have no position {furthest}")
+    tokenizers = {label: source.config.data.tokenizer for label, source in zip(labels, sources, strict=True)}
+    check_tokenizers(request.data, request.tokenizer, tokenizers)
     for label, source in zip(labels, sources, strict=True):
         for sequences in settings:
             check_vocabulary(sequences, source.config.model.vocab_size, label, request.data)

