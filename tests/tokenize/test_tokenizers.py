@@ -1,6 +1,7 @@
 """Every tokenizer through one face: ids, ends, and control tokens in text that stay text."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -72,6 +73,13 @@ def test_what_is_not_a_tokenizer(tmp_path, name, content, words):
         path.write_bytes(content)
     with pytest.raises(UserError, match=words):
         load_tokenizer(path.parent if name.startswith("folder") else path)
+
+
+def test_a_configuration_beside_it_that_is_no_object(hugging_face_folder, tmp_path):
+    shutil.copy(f"{hugging_face_folder}/tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: not an object"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
