@@ -27,7 +27,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 
 
 def check_ranges(*sections: object) -> None:
-    """Raises UserError at the first setting of these sections that is empty, not finite or out of its range."""
+    """Raises UserError at the first setting of these dataclasses that is empty, not finite or out of its range."""
     values = {name: value for section in sections for name, value in vars(section).items()}
     for name, value in values.items():
         if value == "":

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from megasink.config.ranges import check_ranges
 from megasink.errors import UserError
 
 
@@ -43,6 +44,7 @@ class PreflightConfig:
 
 def check_config(config: PreflightConfig) -> None:
     """Raises UserError for values that cannot be meant."""
+    check_ranges(config)
     positive = ("large_mib", "small_kib", "iterations", "file_mib", "timeout_in_mins", "max_clock_offset_s")
     for name in positive:
         if getattr(config, name) <= 0:

@@ -7,6 +7,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from megasink.config.ranges import check_ranges
 from megasink.data.indexed import IndexedDataset
 from megasink.data.manifest import Manifest
 from megasink.errors import UserError
@@ -37,6 +38,9 @@ def inspect(config: InspectConfig) -> list[str]:
     Raises:
         UserError: the first fault: damaged files, ids outside the vocabulary, a manifest or tokenizer of other files.
     """
+    check_ranges(config)
+    if config.samples < 0 or config.sample_tokens < 0:
+        raise UserError("--samples and --sample-tokens: must not be negative")
     data = IndexedDataset(config.prefix)
     prefix, manifest = data.prefix, data.manifest
     tokenizer = _tokenizer(config, prefix, manifest)

@@ -74,7 +74,16 @@ def test_no_room_to_write_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("factor", 1.0), ("iterations", 0), ("pair_rounds", 1), ("timeout_in_mins", -1.0)]
+    ("name", "value"),
+    [
+        ("factor", 1.0),
+        ("iterations", 0),
+        ("pair_rounds", 1),
+        ("timeout_in_mins", -1.0),
+        ("timeout_in_mins", float("nan")),
+        ("file_mib", float("inf")),
+        ("save", ""),
+    ],
 )
 def test_values_that_cannot_be_meant_are_refused(name, value):
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} "):

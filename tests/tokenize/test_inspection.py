@@ -52,6 +52,12 @@ def test_without_a_manifest(prefix, tmp_path):
         inspect(InspectConfig(prefix, vocab_size=100))
 
 
+@pytest.mark.parametrize("flag", ["vocab_size", "samples", "sample_tokens"])
+def test_flags_that_mean_nothing(prefix, flag):
+    with pytest.raises(UserError, match=f"--{flag.replace('_', '-')}"):
+        inspect(InspectConfig(prefix, **{flag: 0 if flag == "vocab_size" else -1}))
+
+
 def test_another_tokenizer(prefix, hugging_face_folder):
     with pytest.raises(UserError, match="not the one that made"):
         inspect(InspectConfig(prefix, tokenizer=hugging_face_folder))
