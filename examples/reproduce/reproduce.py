@@ -91,7 +91,15 @@ def reproduce(request: ReproduceRequest) -> int:
     unknown = set(request.arms) - set(recipe.arms)
     if unknown:
         raise UserError(f"--arms {' '.join(sorted(unknown))}: the recipe has {', '.join(recipe.arms)}")
+    if len(set(request.seeds)) < len(request.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, request.seeds))}: one is there twice")
+    if not request.out:
+        raise UserError("--out is empty; name a folder")
     out = Path(request.out).absolute()
+    try:
+        (out / "data").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot write there ({error.strerror}); name another folder") from None
     manifest = make_tokens(recipe, request, out / "data")
     os.chdir(ROOT)  # where the launch scripts are
     path = write_study(recipe, request, out)
