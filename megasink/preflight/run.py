@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from megasink.data.atomic import write_atomic
+from megasink.errors import UserError
 from megasink.preflight.bandwidth import meet
 from megasink.preflight.config import PreflightConfig
 from megasink.preflight.judge import judge
@@ -17,6 +18,7 @@ from megasink.preflight.measure import measure_rank
 from megasink.preflight.nodes import find_nodes
 from megasink.preflight.report import as_json, table, verdicts
 from megasink.preflight.summary import node_of
+from megasink.train.agree import agree
 from megasink.train.watchdog import Watchdog
 
 
@@ -54,12 +56,19 @@ def run(config: PreflightConfig, device: torch.device, folder: Path, log: Path) 
     ]
     bad = judge(summaries, config)
     if dist.get_rank() == 0:
-        report = as_json(summaries, found[0]["all"], bad, config)
-        write_atomic(folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
         print(table(summaries, found[0]["all"], bad), flush=True)
         for line in verdicts(bad):
             print(line, file=sys.stderr, flush=True)
         if not bad:
             print(f"megasink: none of {len(nodes.names)} stands out; {folder / 'report.json'}", flush=True)
+    report = as_json(summaries, found[0]["all"], bad, config)
+    agree(lambda: _write(folder / "report.json", report), on_rank=0)
     watchdog.close()
     return bad
+
+
+def _write(path: Path, report: dict) -> None:
+    try:
+        write_atomic(path, (json.dumps(report, indent=1) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"{path}: not written ({error.strerror}); what was found stands above") from None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from megasink.errors import UserError
 from megasink.study.run_folder_reader import ENDED, FINISHED, OVER, is_locked, read_progress
 from megasink.study.slurm import environment
 from megasink.study.study_file import Study, StudyRun
@@ -112,7 +113,10 @@ def _run_to_its_end(
         return
     while tries < _TRIES and not interruption.count:
         say(f"{title}: {'going on after' if before.step else 'from'} step {before.step} of {before.total}; {run.log}")
-        code = yield from _launch(study, run, place, interruption)
+        try:
+            code = yield from _launch(study, run, place, interruption)
+        except OSError as error:
+            raise UserError(f"{run.log}: cannot be written ({error.strerror}); mend it, then start again") from None
         after = read_progress(run)
         say(f"{title}: {after.state} at step {after.step}{': ' + after.note if after.note else ''}")
         if code not in (STOPPED, BROKEN):

@@ -73,6 +73,13 @@ def test_no_room_to_write_is_one_line(tmp_path):
     assert "cannot write in" in line and "--save" in line
 
 
+def test_a_report_that_cannot_be_written_hides_no_verdict(tmp_path):
+    (tmp_path / "preflight" / "report.json").mkdir(parents=True)
+    outcome = start(*PATIENT, "--save", tmp_path, ranks=2, ranks_per_node=1)
+    assert outcome.codes == [2, 2] and outcome.lines("megasink: none of 2 stands out"), outcome.output
+    assert outcome.output.count("report.json: not written (Is a directory)") == 1 and "Traceback" not in outcome.output
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -59,3 +59,12 @@ def test_interrupted_and_gone_on_with(tmp_path, monkeypatch, capsys):
     keys["flags"] = keys["flags"] | {"weight-decay": "0.3"}
     with pytest.raises(UserError, match=r"begun with weight_decay 0\.1, the study now says 0\.3"):
         again(write_study(study, **keys))
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = write_study(tmp_path / "s.yaml", flags=TINY_FLAGS)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "logs").write_text("")
+    with pytest.raises(UserError, match=r"logs.*: cannot be written \(File exists\)"):
+        again(study)
