@@ -82,8 +82,7 @@ def read_tokens(
         raise UserError(f"--tokens {num_tokens} is less than one sequence of --seq-length {seq_length}; raise --tokens")
     from_text = seq_length - bos  # tokens of text in a sequence
     count = num_tokens // seq_length
-    if data.endswith((".bin", ".idx")) and Path(data).is_file():
-        data = data[:-4]
+    data = _prefix(data)
     tokenizer = tokenizer or config.data.tokenizer
     if Path(f"{data}.idx").is_file():
         samples, ids, description = _from_shards(data, config, from_text, count)
@@ -116,23 +115,37 @@ def check_tokenizers(data: str, tokenizer: str | None, models: dict[str, str | N
     """Raises UserError if a model's tokenizer gives other ids than the one the tokens come from.
 
     Their ids of a line of text are compared, not their files: a run and its export have different ones. A tokenizer
-    that is not there (any more) is not looked at.
+    that is not there (any more) or cannot be read is not looked at: tokens that are made already do not need it.
 
     Args:
         tokenizer: of text, where it was named.
         models: label -> tokenizer of the configuration.
     """
-    manifest = read_manifest(data) if Path(f"{data}.idx").is_file() else None
+    prefix = _prefix(data)
+    manifest = read_manifest(prefix) if Path(f"{prefix}.idx").is_file() else None
     named = {"--tokenizer": tokenizer, f"--data {data}": manifest and manifest.tokenizer, **models}
-    there = {name: load_tokenizer(path) for name, path in named.items() if path and Path(path).exists()}
-    ids = {name: found.encode_batch([_PROBE])[0].tolist() for name, found in there.items()}
-    for name, found in ids.items():
-        first = next(iter(ids))
-        if found != ids[first]:
+    ids = {path: _probe(path) for path in set(named.values()) if path}
+    found = {name: ids[path] for name, path in named.items() if path and ids[path]}
+    for name in found:
+        first = next(iter(found))
+        if found[name] != found[first]:
             raise UserError(
                 f"{name}: its tokenizer gives other ids than that of {first}, so the same tokens are other text to "
                 "it; analyse models of different tokenizers apart"
             )
+
+
+def _probe(tokenizer: str) -> list[int]:
+    """Ids of a line of text; none where the tokenizer cannot be read."""
+    try:
+        return load_tokenizer(tokenizer).encode_batch([_PROBE])[0].tolist()
+    except UserError:
+        return []
+
+
+def _prefix(data: str) -> str:
+    """The prefix of a `.bin/.idx` pair of which one file was named; anything else as it is."""
+    return data[:-4] if data.endswith((".bin", ".idx")) and Path(data).is_file() else data
 
 
 def _from_shards(prefix: str, config: RunConfig, length: int, wanted: int) -> tuple[np.ndarray, np.ndarray, str]:

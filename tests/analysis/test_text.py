@@ -10,8 +10,10 @@ import sentencepiece
 from megasink.analysis.analyze import analyze
 from megasink.analysis.request import parse_count
 from megasink.analysis.source import find_source
-from megasink.analysis.tokens import read_tokens
-from tests.analysis.runs import error_of, request_for
+from megasink.analysis.tokens import check_tokenizers, read_tokens
+from megasink.data.manifest import SCHEMA, Manifest, write_manifest
+from megasink.errors import UserError
+from tests.analysis.runs import error_of, request_for, write_shards
 
 
 def make_tokenizer(folder: Path, text: str = "the cat sat on the mat and looked at the rat. ") -> str:
@@ -42,6 +44,23 @@ def test_models_of_different_tokenizers_are_not_measured_on_the_same_ids(made, c
     config.write_text(config.read_text().replace("tokenizer: null", f"tokenizer: {other}"))
     request = request_for(made, copied, data=str(tmp_path / "text.txt"), tokenizer=tokenizer)
     assert error_of(request).startswith("base: its tokenizer gives other ids than that of --tokenizer")
+
+
+def test_the_tokenizer_of_shards_counts_also_where_one_of_their_files_is_named(tmp_path):
+    (tmp_path / "other").mkdir()
+    tokenizer, other = make_tokenizer(tmp_path), make_tokenizer(tmp_path / "other", "in declared years ")
+    prefix = write_shards(tmp_path / "shards", 91)
+    write_manifest(prefix, Manifest(SCHEMA, tokenizer, "", 40, 1, 2, False, True, 100, 1000))
+    for data in (prefix, f"{prefix}.bin", f"{prefix}.idx"):
+        check_tokenizers(data, None, {"base": tokenizer})
+        with pytest.raises(UserError, match="other: its tokenizer gives other ids than that of --data"):
+            check_tokenizers(data, None, {"base": tokenizer, "other": other})
+
+
+def test_a_tokenizer_that_cannot_be_read_refuses_no_shards(made, tmp_path):
+    tokenizer, folder = make_tokenizer(tmp_path), tmp_path / "tokenizer"
+    folder.mkdir()
+    check_tokenizers(str(made / "text"), None, {"base": tokenizer, "other": str(folder)})
 
 
 def test_several_lengths_with_and_without_bos(made, tmp_path):
