@@ -9,4 +9,4 @@ STOPPED = 75
 BROKEN = 76
 """A rank hung or was lost: start again with --auto-resume, on other nodes if it happens again."""
 DIVERGED = 77
-"""Too many steps in a row were not finite; starting again will not help."""
+"""Too many steps in a row, or all of the run, were not finite; starting again will not help."""

@@ -137,8 +137,9 @@ def train(run: Run) -> int:
     run.saver.close()
     if run.saver.last_failed:
         raise UserError(f"the checkpoint of step {progress.step} is missing; make room, then go on with --auto-resume")
-    if diverged:
-        _explain(run, numbers.in_a_row)
+    nothing_trained = progress.step == training.train_iters == numbers.skipped
+    if diverged or nothing_trained:
+        _explain(run, numbers.skipped if nothing_trained else numbers.in_a_row)
         return exit_codes.DIVERGED
     if progress.step == training.train_iters:
         return exit_codes.FINISHED

@@ -128,6 +128,15 @@ def test_too_many_such_steps_end_the_run_with_a_checkpoint_and_a_diagnosis(token
     assert diverged["diagnosis"].startswith(f"all weights are finite; {found}") and found in outcome.output
 
 
+def test_a_run_whose_every_step_was_skipped_has_diverged_however_short_it_is(tokens, tmp_path):
+    for attempt in ("as it was", "started again"):
+        outcome = job(tmp_path, tokens, "--train-iters", 3, fault={"kind": "nan", "at": 0, "until": 3})
+        assert outcome.codes == [77, 77], (attempt, outcome.output)
+        (line,) = outcome.lines("megasink: 3 steps in a row were not finite; stopped after step 3: ")
+        assert "all weights are finite" in line and "Traceback" not in outcome.output
+    assert job(tmp_path, tokens, "--train-iters", 4).codes == [0, 0]  # one that was not skipped
+
+
 def test_a_rank_that_hangs_ends_the_job_and_is_named(tokens, tmp_path):
     outcome = job(tmp_path, tokens, "--step-timeout-in-mins", 0.1, fault={"kind": "sleep", "rank": 1, "at": 2})
     assert outcome.codes == [76, 76], outcome.output
