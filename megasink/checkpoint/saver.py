@@ -93,6 +93,8 @@ class CheckpointSaver:
                 self.started += 1
                 written = self._thread.submit(_write, temporary, contents)
                 self._pending = _Pending(state["step"], temporary, written)
+            elif self.first:
+                shutil.rmtree(temporary, ignore_errors=True)
         if not self.config.checkpoint.async_save:
             self.wait()
         self.stall_s = time.monotonic() - began
