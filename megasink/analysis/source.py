@@ -17,6 +17,7 @@ from megasink.analysis.streaming import (
 from megasink.analysis.subject import MegasinkSubject, Subject
 from megasink.checkpoint.folders import step_folders
 from megasink.checkpoint.hugging_face_config import CONFIG_FILE, read_model_config
+from megasink.checkpoint.manifest import check_weights
 from megasink.checkpoint.weights import INDEX_FILE, SINGLE_FILE, WeightReader, expected_weights, load_weights
 from megasink.config import DataConfig, ModelConfig, RunConfig
 from megasink.config.cli import load_yaml
@@ -54,7 +55,8 @@ def find_source(path: Path) -> Source:
     Face folder with a Llama.
 
     Raises:
-        UserError: no such folder, not a checkpoint, a half-written one, pickles only, an unreadable configuration.
+        UserError: no such folder, not a checkpoint, a half-written or damaged one, pickles only, an unreadable
+            configuration.
     """
     if path.is_file():
         raise UserError(_refuse_file(path))
@@ -71,6 +73,7 @@ def find_source(path: Path) -> Source:
     config = load_yaml(RunConfig, folder / "config.yaml")
     if config.model.vocab_size is None:
         raise UserError(f"{folder / 'config.yaml'}: vocab_size is not set; copy the config.yaml that the run wrote")
+    check_weights(folder)
     run_folder = folder.parent.parent if folder.parent.name == "checkpoints" else None
     return Source(folder, run_folder, config, _step(folder))
 
@@ -118,6 +121,7 @@ def untrained_subject(
         return make(source.folder, config, device), f"the same shape as transformers initialises a {source.family}"
     if kept and source.untrained_folder is not None:
         folder = source.untrained_folder
+        check_weights(folder)
         load = stream_megasink if stream else lambda *place: MegasinkSubject(load_model(*place))
         return load(config, folder, device), f"untrained weights in {folder}"
     seed = source.config.training.seed

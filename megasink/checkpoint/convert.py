@@ -15,6 +15,7 @@ from torch import Tensor
 from megasink.checkpoint import modeling_megasink
 from megasink.checkpoint.folders import step_folders
 from megasink.checkpoint.hugging_face_config import CONFIG_FILE, read_model_config, write_model_config
+from megasink.checkpoint.manifest import check_weights
 from megasink.checkpoint.tokenizer_files import copy_tokenizer
 from megasink.checkpoint.weights import SINGLE_FILE, WeightReader, expected_weights
 from megasink.config import ModelConfig, RunConfig
@@ -93,6 +94,7 @@ def read_weights(folder: Path, config: ModelConfig, dtype: str = "as-stored") ->
     Raises:
         UserError: missing, damaged or unknown weights.
     """
+    check_weights(folder)
     shapes = expected_weights(config)
     weights = {}
     with WeightReader(folder) as reader:

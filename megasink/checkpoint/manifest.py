@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 import xxhash
 
+from megasink.errors import UserError
+
 MANIFEST_FILE = "manifest.json"
 SCHEMA = "megasink.checkpoint/2"
 
@@ -79,11 +81,30 @@ def find_damage(checkpoint: Path, part: int = 0, parts: int = 1) -> str | None:
     if strange:
         return f"{strange[0]} is not in the manifest"
     for name in sorted(entries)[part::parts]:
-        try:
-            with open(checkpoint / os.path.basename(name), "rb") as file:
-                digest = _digest(file)
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-        if digest != entries[name]["xxh3_128"]:
-            return f"{name} has changed since it was written (its digest differs)"
+        damage = _find_change(checkpoint / os.path.basename(name), entries[name]["xxh3_128"])
+        if damage is not None:
+            return damage
     return None
+
+
+def check_weights(checkpoint: Path) -> None:
+    """Raises UserError if weights are not as they were written.
+
+    For tools: a checkpoint may come to them without DeepSpeed's files, or with another tokenizer in its config.yaml.
+    Without a manifest, as in a converted checkpoint, nothing is compared; readers name missing files themselves.
+    """
+    for name, entry in sorted((read_entries(checkpoint) or {}).items()):
+        path = checkpoint / os.path.basename(name)
+        if path.name.endswith((".safetensors", ".safetensors.index.json")) and path.is_file():
+            damage = _find_change(path, entry["xxh3_128"])
+            if damage is not None:
+                raise UserError(f"{checkpoint} is damaged ({damage}); use another, or copy the file again")
+
+
+def _find_change(path: Path, digest: str) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            found = _digest(file)
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror})"
+    return None if found == digest else f"{path.name} has changed since it was written (its digest differs)"

@@ -1,5 +1,6 @@
 """What cannot be analysed: one line that names the thing and says what to do."""
 
+import os
 import pickle
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from megasink.checkpoint.manifest import describe_file, write_manifest
 from tests.analysis.runs import error_of, request_for, write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,17 @@ def test_truncated_weights(made, copied):
     path = copied / "checkpoints" / "step_00000020" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     assert "damaged or not safetensors" in error_of(request_for(made, copied))
+
+
+@pytest.mark.parametrize(("step", "metrics"), [(20, "all"), (0, "all"), (20, "forward"), (0, "forward")])
+def test_weights_that_changed_since_they_were_written(made, copied, step, metrics):
+    checkpoint = copied / "checkpoints" / f"step_{step:08d}"
+    write_manifest(checkpoint, {path.name: describe_file(path) for path in checkpoint.iterdir()})
+    with open(checkpoint / "model.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    line = error_of(request_for(made, copied, metrics=metrics))
+    assert f"step_{step:08d} is damaged (model.safetensors has changed" in line
 
 
 def test_nan_weights(made, copied):

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from megasink.checkpoint.convert import ConvertRequest, convert
+from megasink.checkpoint.generation import load_for_generation
+from megasink.checkpoint.manifest import describe_file, write_manifest
 from megasink.checkpoint.saver import save_checkpoint
 from megasink.checkpoint.weights import load_weights
 from megasink.config import CheckpointConfig, ModelConfig, RunConfig
@@ -242,6 +244,22 @@ def test_a_damaged_newest_checkpoint_is_not_passed_over_for_an_older_one(tmp_pat
     (tmp_path / "run" / "checkpoints" / "step_00000008").mkdir()
     with pytest.raises(UserError, match="step_00000008: damaged"):
         convert(ConvertRequest(str(tmp_path / "run"), str(tmp_path / "out")))
+
+
+def test_weights_that_changed_since_they_were_written_are_not_used(tmp_path):
+    make_run(tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000007"
+    write_manifest(checkpoint, {path.name: describe_file(path) for path in checkpoint.iterdir()})
+    load_for_generation(tmp_path / "run")
+    with open(checkpoint / "model.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    for use in (
+        lambda: convert(ConvertRequest(str(checkpoint), str(tmp_path / "out"))),
+        lambda: load_for_generation(checkpoint),
+    ):
+        with pytest.raises(UserError, match=r"step_00000007 is damaged \(model\.safetensors has changed"):
+            use()
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import weakref
 import pytest
 import torch
 
-from megasink.checkpoint.manifest import MANIFEST_FILE, describe_file, find_damage, write_manifest
+from megasink.checkpoint.manifest import MANIFEST_FILE, check_weights, describe_file, find_damage, write_manifest
 from megasink.checkpoint.retention import remove_outdated
 from megasink.checkpoint.run_checkpoint import checkpoint_path, complete_checkpoints
 from megasink.checkpoint.saver import _write as write_files
+from megasink.errors import UserError
 
 
 @pytest.fixture
@@ -49,6 +50,17 @@ def test_damage_is_found_and_named(checkpoint, harm, named):
 def test_ranks_share_the_digests(checkpoint):
     flip_a_bit(checkpoint / "b.safetensors")
     assert [find_damage(checkpoint, part, 3) is None for part in range(3)] == [True, False, True]
+
+
+def test_the_weights_alone_are_looked_at_where_nothing_else_counts(checkpoint):
+    flip_a_bit(checkpoint / "state.json")
+    (checkpoint / "a.pt").unlink()
+    check_weights(checkpoint)
+    flip_a_bit(checkpoint / "b.safetensors")
+    with pytest.raises(UserError, match=r"step_00000007 is damaged \(b\.safetensors has changed"):
+        check_weights(checkpoint)
+    (checkpoint / MANIFEST_FILE).unlink()
+    check_weights(checkpoint)  # as of a converted one nothing is known
 
 
 def make_complete(checkpoints, steps):
