@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from megasink.checkpoint.manifest import check_weights
 from megasink.checkpoint.run_checkpoint import complete_checkpoints, load_checkpoint, newest_intact, remove_leftovers
 from megasink.checkpoint.saver import CheckpointSaver
 from megasink.config import RunConfig
@@ -69,6 +70,8 @@ def _prepare(config: RunConfig, device: torch.device, stop: StopRequest) -> Run:
         parallel.context_parallel_size,
     )
     initial = None if config.checkpoint.load is None else _weights_folder(config.checkpoint.load)
+    if initial is not None:
+        agree(lambda: check_weights(initial), on_rank=0)
     engine = agree(lambda: TrainEngine(config, layout, device, initial))
     saver = CheckpointSaver(folder.checkpoints, config, layout, folder.say)
     batches = Batches(dataset, config, layout)

@@ -1,5 +1,6 @@
 """One run from the outside: what it refuses, how it stops, what it starts from."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -117,6 +118,16 @@ def test_load_takes_the_weights_and_nothing_else(run, tokens, tmp_path):
     (record,) = metrics(tmp_path / "new")
     assert (record["step"], record["consumed_samples"]) == (1, 4)
     assert record["loss"] != losses(run)[0]
+
+
+def test_weights_that_changed_since_they_were_written_are_not_started_from(run, tokens, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    with open(tmp_path / "run" / "checkpoints" / "step_00000003" / "model.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    flags = ["--data-path", tokens, "--save", tmp_path / "new", "--train-iters", 1, "--load", tmp_path / "run"]
+    (line,) = train(*flags, ranks=2, expect=2).output.splitlines()
+    assert "step_00000003 is damaged (model.safetensors has changed" in line
 
 
 def test_the_time_limit_saves_and_says_so(tokens, tmp_path):
