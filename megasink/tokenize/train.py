@@ -1,12 +1,12 @@
 """A SentencePiece tokenizer trained on the same inputs that are tokenized later."""
 
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from megasink.data.atomic import temporary_path, write_atomic
 from megasink.errors import UserError
 from megasink.tokenize.documents import Reader, Segment
 from megasink.tokenize.sources import SourceFile, find_sources
@@ -46,10 +46,11 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Path:
     if not config.output or config.output.endswith("/"):
         raise UserError(f"--output {config.output}: end it with a name, for example data/tokenizer")
     path = Path(f"{config.output.removesuffix('.model')}.model")
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    probe = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
+        probe.touch()
+        probe.unlink()  # training takes long: one that is ended meanwhile leaves nothing
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another --output") from None
     model = io.BytesIO()
@@ -69,17 +70,11 @@ def train_tokenizer(config: TrainTokenizerConfig) -> Path:
             num_threads=config.num_threads,
             minloglevel=2,
         )
-        with open(temporary, "wb") as file:
-            file.write(model.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomic(path, model.getvalue())
     except RuntimeError as error:
         raise UserError(f"SentencePiece refused: {error}; try a smaller --vocab-size or more text") from None
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another --output") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -1,12 +1,32 @@
 """The trained tokenizer loses no text, and every bad wish is one line."""
 
 import dataclasses
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from megasink.errors import UserError
 from megasink.tokenize.tokenizers import load_tokenizer
 from megasink.tokenize.train import TrainTokenizerConfig, train_tokenizer
+
+TERMINATED = """
+import os, signal, sys
+from megasink.tokenize.train import TrainTokenizerConfig, train_tokenizer
+
+text, output = sys.argv[1:]
+opened = []
+
+def end_as_text_is_read(event, arguments):
+    if event == "open":
+        opened.append(str(arguments[0]))
+        if opened[-1].startswith(text) and any(".t.model.tmp-" in path for path in opened):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.addaudithook(end_as_text_is_read)
+train_tokenizer(TrainTokenizerConfig(input=(text,), output=output, vocab_size=400))
+"""
 
 
 @pytest.fixture
@@ -52,3 +72,10 @@ def test_no_text(config, corpus):
         path.write_text('{"text": " "}\n')
     with pytest.raises(UserError, match="nothing to train a tokenizer on"):
         train_tokenizer(config)
+
+
+def test_one_that_is_ended_while_it_trains_leaves_nothing(config, tmp_path):
+    (tmp_path / "made").mkdir()
+    command = [sys.executable, "-c", TERMINATED, config.input[0], str(tmp_path / "made" / "t")]
+    assert subprocess.run(command).returncode == -signal.SIGTERM
+    assert list((tmp_path / "made").iterdir()) == []
