@@ -7,6 +7,9 @@ from megasink.config.run import ModelConfig, OptimizerConfig, ParallelConfig, Ru
 from megasink.config.support import refusal
 from megasink.errors import UserError
 
+_MOST_PARAMETERS = 10**14
+"""Of a model; training one holds 16 bytes a parameter, 1.6 PB."""
+
 
 def check_run(config: RunConfig, world_size: int) -> None:
     """Check everything that does not need the data. Raises UserError at the first fault."""
@@ -40,7 +43,7 @@ def check_settings(config: RunConfig) -> None:
 
 
 def check_model(model: ModelConfig) -> None:
-    """Shapes of the model that contradict each other."""
+    """Shapes of the model that contradict each other, or that no machine holds."""
     heads, groups = model.num_attention_heads, model.num_key_value_heads
     _require(
         model.head_dim is not None or model.hidden_size % heads == 0,
@@ -57,6 +60,15 @@ def check_model(model: ModelConfig) -> None:
         or model.rotary_scaling_low_freq_factor < model.rotary_scaling_high_freq_factor,
         f"--rotary-scaling-low-freq-factor {model.rotary_scaling_low_freq_factor} must be less than "
         f"--rotary-scaling-high-freq-factor {model.rotary_scaling_high_freq_factor}",
+    )
+    rows = model.padded_vocab_size if model.vocab_size is not None else 0
+    width = 2 * model.kv_channels * (heads + groups) + 3 * model.ffn_hidden_size
+    matrices = model.hidden_size * (model.num_layers * width + rows)
+    _require(
+        matrices <= _MOST_PARAMETERS,
+        f"--num-layers {model.num_layers}, --hidden-size {model.hidden_size}, --ffn-hidden-size "
+        f"{model.ffn_hidden_size}, {heads} heads of {model.kv_channels} and --vocab-size {model.vocab_size} make "
+        f"{matrices:.1e} parameters, more than any machine holds; one of them is too large",
     )
 
 

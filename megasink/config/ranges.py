@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from megasink.errors import UserError
 
+_MOST_LAYERS = 100_000  # a module for each, however narrow they are
 _YEAR_IN_MINS = 525_600  # timers of C libraries take no infinity
 
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
@@ -21,6 +22,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         keep_every step_timeout_in_mins exit_duration_in_mins eval_interval sink_stats_interval
         sink_stats_full_interval check_replicas profile"""),
     ("0 or more and less than 1", lambda value: 0 <= value < 1, "adam_beta1 adam_beta2"),
+    (f"at most {_MOST_LAYERS}", lambda value: value <= _MOST_LAYERS, "num_layers"),
     (f"at most {_YEAR_IN_MINS}, a year", lambda value: value <= _YEAR_IN_MINS, """
         step_timeout_in_mins distributed_timeout_in_mins"""),
 )  # fmt: skip

@@ -55,6 +55,10 @@ def test_a_sound_layout_passes():
         ("--train-iters 0", "--train-iters 0"),
         ("--weight-decay -1", "--weight-decay"),
         ("--num-attention-heads 0", "--num-attention-heads 0"),
+        ("--num-layers 99999999", "--num-layers 99999999: must be at most"),
+        ("--hidden-size 8192000 --ffn-hidden-size 8192000", "--hidden-size 8192000"),
+        ("--ffn-hidden-size 1000000000000", "9.8e+16 parameters"),
+        ("--vocab-size 999999999999", "--vocab-size 999999999999"),
         ("--head-dim 0", "--head-dim 0"),
         ("--adam-beta1 1", "--adam-beta1 1"),
         ("--adam-eps -1", "--adam-eps -1"),
@@ -78,6 +82,11 @@ def test_an_impossible_combination_names_its_flag(flags, names):
     with pytest.raises(UserError) as error:
         checked(flags)
     assert names in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_largest_models_that_were_ever_trained_pass():
+    shape = "--num-layers 120 --hidden-size 25600 --ffn-hidden-size 102400 --num-attention-heads 160"
+    checked(f"{shape} --vocab-size 256000 --global-batch-size 4")
 
 
 def test_fp8_is_off_unless_asked_for():
