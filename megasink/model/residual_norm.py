@@ -53,7 +53,7 @@ class _ResidualNorm(torch.autograd.Function):
         programs = min(_PROGRAMS, rows)
         weight_grads = scale.new_empty(programs, columns)
         block = triton.next_power_of_2(columns)
-        _residual_norm_gradient_kernel[(programs,)](
+        _residual_rms_norm_gradient_kernel[(programs,)](
             *(hidden_states, weight, scale, stream_grad, norm_grad, gradient, weight_grads, squares, rows, columns),
             block,
             num_warps=8 if columns > 4096 else 4,
@@ -65,7 +65,7 @@ class _ResidualNorm(torch.autograd.Function):
 if triton is not None:
 
     @triton.jit
-    def _residual_norm_gradient_kernel(
+    def _residual_rms_norm_gradient_kernel(
         hidden_states, weight, scale, stream_grad, norm_grad, gradient, weight_grads, squares, rows, columns,
         block: tl.constexpr,
     ):  # fmt: skip

@@ -32,8 +32,10 @@ def gradients(
 
 
 def rounding(config: ModelConfig, device: str = "cuda") -> dict[str, list[float]]:
-    """Of each kind of parameter, over all layers: relative distance to the gradients of fp32, plain and compiled. Mean of
-    several models: theta is few numbers, and of one model the noise of either is up to twice the other's."""
+    """Of each kind of parameter, over all layers: relative distance to the gradients of fp32, plain and compiled.
+
+    Mean of several models: theta is few numbers, and of one model the noise of either is up to twice the other's.
+    """
     distances: dict[str, list[list[float]]] = {}
     for seed in SEEDS:
         exact = by_kind(gradients(config, seed, torch.float32, False, device))

@@ -14,7 +14,7 @@ from tests.stats.test_against_reference import model_with_theta, record
 
 OF_VALUES = ("value_norm", "value_grad_norm", "value_grad_norm_all", "value_drain", "attention_sink")
 OF_HIDDEN_STATES = ("hidden_norm", "mlp_out_norm", "gradient_sink_ratio", "gradient_sink_ratio_early")
-KERNELS = {"_rotary_v_scale_kernel", "_rotary_v_scale_gradient_kernel", "_residual_norm_gradient_kernel"}
+KERNELS = {"_rotary_v_scale_kernel", "_rotary_v_scale_gradient_kernel", "_residual_rms_norm_gradient_kernel"}
 
 
 @pytest.mark.gpu
