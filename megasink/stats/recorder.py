@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from megasink.config import ModelConfig
 from megasink.model.attention_patterns import HEAD_PATTERNS
-from megasink.model.taps import BlockTaps, on_gradients
+from megasink.model.taps import BlockTaps
 from megasink.parallel.collectives import all_reduce
 from megasink.parallel.layout import ParallelLayout
 from megasink.stats.full import add_full
@@ -65,7 +65,7 @@ class SinkRecorder:
         self.batch, self.length = 0, 0
 
     def open(self, layer_index: int, hidden_states: Tensor, first_token: Tensor | None = None) -> BlockTaps | None:
-        """Fresh leaves for one forward pass of one block; their gradients are kept when its backward is done.
+        """Fresh leaves for one forward pass of one block.
 
         Args:
             hidden_states: [B, T (or its local share), H], the block's input.
@@ -74,19 +74,13 @@ class SinkRecorder:
         """
         if self.level is None or torch.is_grad_enabled() == (self.level == "forward"):
             return None
+        if layer_index == self.blocks[0].layer_index:
+            self._fold_complete()  # the micro-batches before this one, while a device has their work queued
         taps = self._leaves(hidden_states)
-        names = [name for name, leaf in taps._asdict().items() if leaf is not None]
+        leaves = {name: leaf for name, leaf in taps._asdict().items() if leaf is not None}
         if self.level == "forward":
-            self._fold_complete()  # the micro-batch before this one
-            leaves = {name: getattr(taps, name).detach().fill_(torch.nan) for name in names}
-            self.pending[layer_index].append((leaves, first_token))
-            return taps
-
-        def keep(gradients: tuple[Tensor, ...]) -> None:
-            self.pending[layer_index].append((dict(zip(names, gradients, strict=True)), first_token))
-            self._fold_complete()  # here, inside the backward pass, where a device still has work queued
-
-        on_gradients([getattr(taps, name) for name in names], keep)
+            leaves = {name: leaf.detach().fill_(torch.nan) for name, leaf in leaves.items()}
+        self.pending[layer_index].append((leaves, first_token))
         return taps
 
     def report(self, step: int, gradient_scale: float = 1.0) -> SinkReport:
@@ -101,8 +95,8 @@ class SinkRecorder:
             step: number of optimizer steps the weights had seen.
             gradient_scale: what recorded gradients are multiplied with to be those of the whole batch's loss.
         """
-        if self.level == "forward":
-            self._fold_complete()
+        self._fold_complete()
+        self.pending.clear()  # passes without a backward pass
         level, self.level = self.level, None
         length = self.length
         figures = self.sums.reduce(self.batch, gradient_scale)
@@ -153,18 +147,31 @@ class SinkRecorder:
         )
 
     def _fold_complete(self) -> None:
-        """Add the micro-batches whose backward pass is through every block here to the sums, and forget their taps."""
-        while self.blocks and all(self.pending[block.layer_index] for block in self.blocks):
-            entries = [self.pending[block.layer_index].pop(0) for block in self.blocks]
+        """Add the micro-batches that are through every block here to the sums, and forget their taps."""
+        while self.blocks and None not in (
+            places := [self._first_complete(block.layer_index) for block in self.blocks]
+        ):
+            entries = [self.pending[block.layer_index].pop(at) for block, at in zip(self.blocks, places, strict=True)]
             first_token = entries[0][1]
-            gradients = [gradients for gradients, _ in entries]
-            taps = {name: torch.stack([each[name] for each in gradients]) for name in gradients[0]}
+            figures = [{name: self._figure(leaf) for name, leaf in leaves.items()} for leaves, _ in entries]
+            taps = {name: torch.stack([each[name] for each in figures]) for name in figures[0]}
             taps = BlockTaps(**self._whole_sequence(taps))
             self.batch, self.length = taps.value.shape[1:3]
             tokens = self._tokens(taps.value.device, first_token)
             add_light(self.sums, taps, tokens, self.layout)
             if self.level != "light":
                 add_full(self.sums, taps, tokens, self.layout)
+
+    def _first_complete(self, layer_index: int) -> int | None:
+        """The place of the block's oldest pass whose taps are all there; the oldest may have no backward pass."""
+        for at, (leaves, _) in enumerate(self.pending[layer_index]):
+            if all(self._figure(leaf) is not None for leaf in leaves.values()):
+                return at
+        return None
+
+    def _figure(self, leaf: Tensor) -> Tensor | None:
+        """What a tap has received, None until its backward pass."""
+        return leaf if self.level == "forward" else leaf.grad
 
     def _tokens(self, device: torch.device, first_token: Tensor | None) -> Tokens:
         """Without documents every micro-batch has its tokens at the same places."""

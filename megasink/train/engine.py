@@ -177,6 +177,10 @@ class _Stage(PipelineModule):
         self.parts = bounds
         super().__init__(*args, **kwargs)
 
+    def train(self, mode: bool = True) -> "_Stage":
+        """Does nothing where it is so already: DeepSpeed asks in every step, and each module would be visited."""
+        return self if self.training == mode else super().train(mode)
+
     def _partition_layers(self, method: str = "uniform") -> None:
         stage = self._topo.get_coord(self.global_rank).pipe
         self._set_bounds(start=self.parts[stage], stop=self.parts[stage + 1])

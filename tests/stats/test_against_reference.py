@@ -91,3 +91,19 @@ def test_light_report_is_part_of_the_full_one():
     assert "value_grad_norm" in light.arrays and "query_grad_norm" not in light.arrays
     for name, array in light.arrays.items():
         np.testing.assert_allclose(array, full[name], rtol=1e-12, err_msg=name)
+
+
+def test_a_pass_without_a_backward_pass_is_passed_over():
+    config = tiny_config(v_scale="on")
+    model, (tokens, labels) = model_with_theta(config), tiny_batch(config)
+    expected = record(model, tokens, labels, "full", micro_batches=2)
+    recorder = SinkRecorder(config, model.layout, blocks_of(model))
+    recorder.start("full")
+    for rows in torch.arange(len(tokens)).chunk(2):
+        model(tokens.flip(0)[rows])
+        losses = token_losses(model(tokens[rows]), labels[rows], config, model.layout)
+        (losses.sum() / (labels != -100).sum()).backward()
+    found = recorder.report(step=0)
+    for name, array in expected.arrays.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    assert not recorder.pending
