@@ -9,7 +9,27 @@ PERIOD = 1 << 16  # samples after which the pattern repeats; weights are rounded
 STREAM_SCHEMA = "megasink.stream/1"
 
 
-class BlendedDataset:
+class _Joined:
+    """Several datasets read as one; what is read raises the IndexError of the subclass's `locate`."""
+
+    datasets: list[TokenDataset]
+
+    def sample(self, index: int) -> np.ndarray:
+        """int64 [seq_length + 1] tokens of sample `index`."""
+        which, number = self.locate(index)
+        return self.datasets[which].sample(number)
+
+    def document_ids(self, index: int) -> np.ndarray:
+        """int32 [seq_length + 1], as in TokenDataset."""
+        which, number = self.locate(index)
+        return self.datasets[which].document_ids(number)
+
+    def prefix_of(self, index: int) -> str:
+        """The pair that sample `index` comes from, for messages."""
+        return self.datasets[self.locate(index)[0]].indexed.prefix
+
+
+class BlendedDataset(_Joined):
     """An endless mixture; after any n samples each dataset has given n times its weight, to within one or two.
 
     Sample i >= start is a pure function of (weights, i - start): a row of a fixed pattern says which dataset, and how
@@ -49,20 +69,6 @@ class BlendedDataset:
         which = self._which[row]
         return which, self.bases[which] + period * self.quotas[which] + self._number[row]
 
-    def sample(self, index: int) -> np.ndarray:
-        """int64 [seq_length + 1] tokens of sample `index` >= start."""
-        which, number = self.locate(index)
-        return self.datasets[which].sample(number)
-
-    def document_ids(self, index: int) -> np.ndarray:
-        """int32 [seq_length + 1], as in TokenDataset."""
-        which, number = self.locate(index)
-        return self.datasets[which].document_ids(number)
-
-    def prefix_of(self, index: int) -> str:
-        """The pair that sample `index` comes from, for messages."""
-        return self.datasets[self.locate(index)[0]].indexed.prefix
-
     def given(self, consumed_samples: int) -> list[int]:
         """Samples each dataset has given when `consumed_samples` of the whole stream are consumed."""
         periods, rows = divmod(consumed_samples - self.start, PERIOD)
@@ -90,7 +96,7 @@ class BlendedDataset:
         }
 
 
-class ChainedDataset:
+class ChainedDataset(_Joined):
     """Validation over several pairs: all of the first, then all of the next; weights do not matter, nothing wraps."""
 
     def __init__(self, datasets: list[TokenDataset]) -> None:
@@ -105,20 +111,6 @@ class ChainedDataset:
             raise IndexError(f"sample {index} of {self.num_samples}")
         which = int(np.searchsorted(self._ends, index, side="right"))
         return which, index - (int(self._ends[which - 1]) if which else 0)
-
-    def sample(self, index: int) -> np.ndarray:
-        """int64 [seq_length + 1] tokens of sample `index`."""
-        which, number = self.locate(index)
-        return self.datasets[which].sample(number)
-
-    def document_ids(self, index: int) -> np.ndarray:
-        """int32 [seq_length + 1], as in TokenDataset."""
-        which, number = self.locate(index)
-        return self.datasets[which].document_ids(number)
-
-    def prefix_of(self, index: int) -> str:
-        """The pair that sample `index` comes from, for messages."""
-        return self.datasets[self.locate(index)[0]].indexed.prefix
 
 
 def quotas(weights: list[float]) -> list[int]:
