@@ -7,7 +7,6 @@ scale until all else is rounded away; a scale per token does not mind. Embedding
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from megasink.analysis.measured import QuantizedLoss
 from megasink.analysis.subject import Subject, device_of
 from megasink.model.block import Block
 
-Scales = Literal["dynamic", "static"]
 _LEVELS = 127
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _TOKENS_AT_ONCE = 2048

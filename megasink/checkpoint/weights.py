@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from megasink.checkpoint.host_copy import finish_host_copies, to_host
@@ -101,11 +100,6 @@ def load_weights(model: nn.Module, config: ModelConfig, directory: str | Path) -
 def weights_file(stage: int, stages: int) -> str:
     """The file of one pipeline stage's whole parameters."""
     return SINGLE_FILE if stages == 1 else f"model-{stage + 1:05d}-of-{stages:05d}.safetensors"
-
-
-def save_weights(weights: dict[str, Tensor], directory: Path, stage: int, stages: int) -> None:
-    """Write one pipeline stage's whole parameters; the caller makes the directory appear atomically."""
-    save_file(weights, directory / weights_file(stage, stages), metadata={"format": "pt"})
 
 
 def save_index(directory: Path, stages: int) -> Path | None:

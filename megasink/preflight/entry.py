@@ -11,7 +11,7 @@ from megasink.config.cli import parse_cli
 from megasink.errors import UserError, run_cli
 from megasink.preflight.config import PreflightConfig, check_config
 from megasink.preflight.transport import ask_nccl
-from megasink.train.exit_codes import BROKEN
+from megasink.train.exit_codes import BROKEN, MISTAKE
 from megasink.train.launch import init_environment
 
 NODE_IS_BAD = 1
@@ -39,7 +39,7 @@ def _main(argv: list[str]) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
     except OSError as error:
-        _end(f"cannot write in {folder} ({error.strerror}); mount it there, or name another --save", 2)
+        _end(f"cannot write in {folder} ({error.strerror}); mount it there, or name another --save", MISTAKE)
     ask_nccl(log)
     from megasink.preflight.run import join, leave, run
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from megasink.analysis.analyze import analyze
 from megasink.analysis.request import AnalysisRequest
-from megasink.checkpoint.weights import gather_weights, save_weights
+from megasink.checkpoint.weights import SINGLE_FILE, gather_weights
 from megasink.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from megasink.config.cli import to_yaml
 from megasink.data import IndexedDatasetWriter
@@ -25,17 +26,16 @@ def trained(config: ModelConfig, seed: int = 5) -> Llama:
     model = Llama(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-            assert name
     return model
 
 
 def write_checkpoint(folder: Path, model: Llama, step: int, data_path: tuple[str, ...] = ()) -> Path:
     folder.mkdir(parents=True)
     config = model.config
-    save_weights(gather_weights(model, config, ParallelLayout()), folder, 0, 1)
+    save_file(gather_weights(model, config, ParallelLayout()), folder / SINGLE_FILE, metadata={"format": "pt"})
     run = RunConfig(model=config, training=TrainingConfig(seed=SEED), data=DataConfig(data_path=data_path))
     (folder / "config.yaml").write_text(to_yaml(run))
     (folder / "state.json").write_text(json.dumps({"step": step, "consumed_samples": 8 * step}))

@@ -140,11 +140,13 @@ def make_run(folder: Path, **changes) -> tuple[RunConfig, Llama]:
                 parameter.copy_(torch.linspace(-1.0, 1.0, len(parameter)))
     checkpoint = folder / "checkpoints" / "step_00000007"
     checkpoint.mkdir(parents=True)
-    from megasink.checkpoint.weights import gather_weights, save_weights
+    from megasink.checkpoint.weights import SINGLE_FILE, gather_weights
     from megasink.config.cli import to_yaml
     from megasink.parallel.layout import ParallelLayout
 
-    save_weights(gather_weights(model, config.model, ParallelLayout()), checkpoint, 0, 1)
+    save_file(
+        gather_weights(model, config.model, ParallelLayout()), checkpoint / SINGLE_FILE, metadata={"format": "pt"}
+    )
     (checkpoint / "config.yaml").write_text(to_yaml(config))
     (checkpoint / "state.json").write_text('{"step": 7}')
     return config, model
