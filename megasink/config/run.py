@@ -123,7 +123,7 @@ class OptimizerConfig:
     lr_decay_style: Literal["cosine", "WSD", "constant"] = "cosine"
     """Shape after warm-up; WSD holds the peak and decays linearly over the last --lr-wsd-decay-iters."""
     lr_warmup_iters: int = 0
-    """Linear warm-up from zero, in iterations."""
+    """Length of the linear warm-up, in iterations; the first has --lr / this."""
     lr_wsd_decay_iters: int = 0
     """Length of WSD's final decay, in iterations."""
     weight_decay: float = 0.1
