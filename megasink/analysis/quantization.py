@@ -49,7 +49,10 @@ def quantization_losses(
 
 
 def fake_quantize(values: Tensor, scale: Tensor) -> Tensor:
-    """`values` rounded to the nearest of -127..127 times `scale`, in their own dtype."""
+    """`values` rounded to the nearest of -127..127 times `scale`, in their own dtype and shape.
+
+    `scale`: fp32, a scalar or [..., 1] with one for each last dimension of `values`.
+    """
     levels = (values.float() / scale).round().clamp(-_LEVELS, _LEVELS)
     return (levels * scale).to(values.dtype)
 

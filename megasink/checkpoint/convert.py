@@ -80,6 +80,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_checkpoint_config(checkpoint: Path) -> RunConfig:
+    """Of the run that wrote this `checkpoints/step_*` folder. Raises UserError where it is missing or incomplete."""
     if not (checkpoint / "config.yaml").is_file():
         raise UserError(f"{checkpoint}: no config.yaml; give a run folder or one of its checkpoints/step_* folders")
     config = load_yaml(RunConfig, checkpoint / "config.yaml")

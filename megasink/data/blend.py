@@ -62,7 +62,7 @@ class BlendedDataset(_Joined):
         self._which, self._number = _pattern(self.quotas)
 
     def locate(self, index: int) -> tuple[int, int]:
-        """(dataset, sample number within it) of sample `index`."""
+        """(dataset, sample number within it) of sample `index`; raises IndexError below `start`."""
         if index < self.start:
             raise IndexError(f"sample {index} lies before {self.start}, where this blend began")
         period, row = divmod(index - self.start, PERIOD)
@@ -106,7 +106,7 @@ class ChainedDataset(_Joined):
         self.num_samples = int(self._ends[-1])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """(dataset, sample number within it) of sample `index`."""
+        """(dataset, sample number within it) of sample `index`; raises IndexError where there is none."""
         if not 0 <= index < self.num_samples:
             raise IndexError(f"sample {index} of {self.num_samples}")
         which = int(np.searchsorted(self._ends, index, side="right"))

@@ -53,6 +53,9 @@ def parse_data_path(data_path: tuple[str, ...]) -> tuple[list[float] | None, lis
     """(weights or None, prefixes) of `--data-path`: prefixes alone, or weights and prefixes in turn.
 
     The name of one of the two files counts as their prefix.
+
+    Raises:
+        UserError: no prefix, one named twice, a weight that is missing or not positive.
     """
     if not data_path:
         raise UserError("--data-path is empty; make shards with tools/preprocess_data.py and give their prefix")
@@ -74,7 +77,7 @@ def parse_data_path(data_path: tuple[str, ...]) -> tuple[list[float] | None, lis
 
 
 def parse_split(split: str) -> tuple[float, float, float]:
-    """Shares of train, valid and test, summing to 1."""
+    """Shares of train, valid and test, summing to 1. Raises UserError where `split` is not three shares."""
     try:
         shares = [float(part) for part in split.split(",")]
     except ValueError:

@@ -31,11 +31,14 @@ class SampleSource(Protocol):
     seq_length: int
     num_samples: int | None
 
-    def sample(self, index: int) -> np.ndarray: ...
+    def sample(self, index: int) -> np.ndarray:
+        """int64 [seq_length + 1] tokens; raises IndexError where there is no such sample."""
 
-    def document_ids(self, index: int) -> np.ndarray: ...
+    def document_ids(self, index: int) -> np.ndarray:
+        """int32 [seq_length + 1]: 0 for the sample's first document, 1 for the next, and so on."""
 
-    def prefix_of(self, index: int) -> str: ...
+    def prefix_of(self, index: int) -> str:
+        """The `.bin/.idx` pair that the sample comes from, for messages."""
 
 
 class TokenDataset:

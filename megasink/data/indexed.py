@@ -259,7 +259,15 @@ class IndexedDatasetWriter:
         self.add_documents(np.asarray(tokens), np.array([len(tokens)]))
 
     def add_documents(self, tokens: np.ndarray, lengths: np.ndarray) -> None:
-        """Append several documents: their tokens one after the other [sum of lengths], and their lengths."""
+        """Append several documents.
+
+        Args:
+            tokens: integers [sum of lengths], the documents one after the other.
+            lengths: integers [documents].
+
+        Raises:
+            UserError: an id outside the vocabulary, a document of 2^31 tokens or more, a disk that cannot be written.
+        """
         assert len(tokens) == lengths.sum()
         if len(tokens) and (tokens.max() >= self.vocab_size or tokens.min() < 0):
             bad = int(tokens[np.argmax((tokens >= self.vocab_size) | (tokens < 0))])
@@ -275,7 +283,7 @@ class IndexedDatasetWriter:
         self.num_tokens += len(tokens)
 
     def finish(self) -> None:
-        """Complete the index, flush both files to disk and give them their names."""
+        """Complete the index, flush both files to disk and give them their names. Raises UserError where that fails."""
         try:
             self._write_index_tail()
             for file in (self._bin, self._idx):

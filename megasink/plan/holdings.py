@@ -8,7 +8,7 @@ from megasink.model.llama import stage_blocks
 
 @dataclass(frozen=True)
 class StageHoldings:
-    """Half-open ranges."""
+    """Half-open ranges of global ranks and of blocks; whether the embedding and the output layer are here too."""
 
     ranks: tuple[int, int]
     blocks: tuple[int, int]
@@ -28,6 +28,7 @@ class TensorHoldings:
 
 
 def stage_holdings(config: RunConfig, replicas: int) -> list[StageHoldings]:
+    """Of each pipeline stage. `replicas`: data x context parallel ranks."""
     counts = stage_blocks(config.model, config.parallel)
     ranks, last = config.parallel.tensor_model_parallel_size * replicas, len(counts) - 1
     return [

@@ -32,12 +32,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes and seconds. Lists have one entry per pipeline stage."""
+    """Memory in bytes of a rank, times in seconds. Lists have one entry per pipeline stage."""
 
     config: RunConfig
     machine: Machine
     replicas: int
+    """Data x context parallel ranks."""
     micro_batches: int
+    """Of a step, on each replica."""
     parameters: list[StageParameters]
     memory: list[Memory]
     times: list[StepTime]
@@ -50,6 +52,7 @@ class Plan:
 
     @property
     def slowest(self) -> int:
+        """The stage that takes longest; the others wait for it."""
         return max(range(len(self.times)), key=lambda stage: self.times[stage].total)
 
     @property
@@ -86,6 +89,7 @@ class Plan:
 
     @property
     def bubble(self) -> float:
+        """Share of a step in which a pipeline stage waits, 0 to 1."""
         return bubble_fraction(len(self.parameters), self.micro_batches)
 
     def stage_holdings(self) -> list[StageHoldings]:

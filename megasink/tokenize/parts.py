@@ -61,7 +61,10 @@ class Encoder:
         return encode_block(block, self.form, self._encode_texts)
 
     def split_of(self, hashes: bytes) -> np.ndarray:
-        """Index of each document's split: decided by its text's hash alone, so equal documents stay together."""
+        """int64 [documents], index of each one's split: decided by the hash alone, so equal documents stay together.
+
+        `hashes`: HASH_BYTES of each document's text, one after the other.
+        """
         points = np.frombuffer(hashes, "<u8")[:: HASH_BYTES // 8] / 2.0**64
         return np.minimum(np.searchsorted(self.shares, points, side="right"), len(self.splits) - 1)
 

@@ -99,7 +99,7 @@ class TrainEngine:
         return self._mean_over_batch(total, len(batch))
 
     def evaluate(self, batch: Batch) -> Tensor:
-        """The loss of a global batch without training on it."""
+        """The loss of a global batch without training on it, fp32 on the device."""
         weighted = self._weigh(batch)
         if self.pipelined:
             return self.engine.eval_batch(_one_input(weighted), num_micro_batches=len(batch))
