@@ -25,6 +25,17 @@ def test_the_measured_peak_of_an_h100_is_met():
     assert memory.total / 2**30 == pytest.approx(measured, rel=0.02)
 
 
+def test_the_measured_peak_of_an_h200_without_v_scale_is_met():
+    """Of the run with all peers: the compiled path keeps no packed query-key-value product."""
+    rows = json.loads((ROOT / "docs/results/h200/throughput_accumulate4_all.json").read_text())["rows"]
+    (measured,) = (row["peak_gib"] for row in rows if row["case"] == "megasink-plain")
+    config = load_yaml(RunConfig, ROOT / "examples" / "pretrain_1b.yaml")
+    config.model.vocab_size = 32000
+    config.training.micro_batch_size, config.training.global_batch_size = 8, 32
+    (memory,) = stage_memory(config, replicas=1, compiled=True)
+    assert memory.total / 2**30 == pytest.approx(measured, rel=0.01)
+
+
 def test_early_stages_hold_more_micro_batches():
     config = run_of("plain", "pp3", global_batch_size=16)
     stages = stage_memory(config, replicas=1, compiled=True)
