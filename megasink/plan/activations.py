@@ -55,8 +55,9 @@ def _attention(config: RunConfig, shape: Shape, compiled: bool) -> int:
     """Fused qkv product, what attention takes (rotated query and key, value), its result and log-sum-exp."""
     v_scale, context = config.model.v_scale, config.parallel.context_parallel_size
     fused = shape.query + 2 * shape.key_value
-    copied = v_scale == "on" or (v_scale == "off" and compiled and shape.element == 2)  # by rotary_v_scale's kernel
-    value_is_a_view = not copied and shape.repeats == 1 and context == 1
+    # megasink.model.rotary_v_scale's kernel copies what V-scale does not change
+    copied = v_scale == "off" and compiled and shape.element == 2
+    value_is_a_view = v_scale != "on" and not copied and shape.repeats == 1 and context == 1
     fused_is_kept = v_scale != "off" or value_is_a_view
     key_value = shape.query if shape.repeats > 1 or context == 1 else max(shape.key_value, shape.query)
     width = shape.query + key_value + (0 if value_is_a_view else key_value) + shape.query

@@ -20,7 +20,7 @@ _BY_KERNEL = [
     ("fp8 casts", ("abs_amax", "_rshift_")),  # with what they are fused into
     ("cross entropy", ("cross_entropy", "logsumexp", "nll", "softmax", "amax", "masked_fill", "scatter")),
     ("optimizer", ("adam", "multi_tensor", "lpnorm", "clip")),
-    ("rope with v-scale", ("rotary_v_scale",)),
+    ("rope, v-scale", ("rotary_v_scale",)),  # one kernel, of models with and without V-scale
     ("v-scale", ("vscale", "v_scale", "_exp_")),
     ("swiglu", ("silu", "swiglu", "sigmoid")),
     ("rope", ("rope", "rotary", "_neg_", "_cos_", "_sin_")),

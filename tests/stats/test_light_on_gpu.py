@@ -32,7 +32,7 @@ def test_light_statistics_are_those_of_float64(v_scale, compiled, recompute):
         block.prepare(recompute, compile=compiled)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         found = record(model, tokens.cuda(), labels.cuda(), "light", micro_batches=2)
-    for name in OF_VALUES + OF_HIDDEN_STATES:
+    for name in OF_VALUES + OF_HIDDEN_STATES + (("v_scale_c",) if v_scale == "on" else ()):
         error = np.abs(found[name] - expected[name]).max() / np.abs(expected[name]).max()
         assert error < 0.05, (name, error)
     ran = {event.key for event in profiler.key_averages()}

@@ -24,6 +24,8 @@ from megasink.train.trace import (
         ("triton_red_fused__to_copy_add_mean_mul_pow_rsqrt_3", "norm"),
         ("triton_poi_fused__to_copy_add_cat_mul_neg_1", "rope"),
         ("triton_poi_fused_mul_silu_silu_backward_2", "swiglu"),
+        ("_rotary_v_scale_gradient_kernel", "rope, v-scale"),
+        ("_residual_rms_norm_gradient_kernel", "norm"),
         ("triton_poi_fused___lshift_____rshift____scaled_mm__to_copy_bitwise_and_clamp_mul_view_4", "fp8 casts"),
         ("triton_red_fused__log_softmax_nll_loss_forward_0", "cross entropy"),
         ("ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "communication"),
