@@ -19,6 +19,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
     _require(refused is None, refused or "")
     _check_batch(config.training, config.parallel, world_size)
     _check_fp8(config)
+    _check_cuda_graph(config)
     _require(
         config.checkpoint.keep_every == 0 or config.checkpoint.keep_last > 0,
         f"--keep-every {config.checkpoint.keep_every} adds to --keep-last N, which is not set: all are kept; give both",
@@ -176,6 +177,29 @@ def _check_fp8(config: RunConfig) -> None:
             size % 16 == 0,
             f"--fp8 {training.fp8}: {name} is {size}, no multiple of 16 as its products need; change it, or --fp8 off",
         )
+
+
+def _check_cuda_graph(config: RunConfig) -> None:
+    model, parallel, training = config.model, config.parallel, config.training
+    if not training.cuda_graph:
+        return
+    ranks = (
+        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+    )
+    _require(
+        ranks == 1,
+        f"--cuda-graph launches what one GPU does by itself, here {ranks} ranks share a micro-batch; leave it out",
+    )
+    _require(
+        training.precision == "bf16" and parallel.zero_stage == 1,
+        f"--cuda-graph works with --precision bf16 --zero-stage 1, not with {training.precision} and ZeRO-"
+        f"{parallel.zero_stage}; leave it out",
+    )
+    _require(
+        not model.reset_position_ids and not model.reset_attention_mask,
+        "--cuda-graph launches the same for every micro-batch, and --reset-position-ids and --reset-attention-mask "
+        "depend on its documents; leave it out",
+    )
 
 
 def _check_schedule(optimizer: OptimizerConfig, training: TrainingConfig) -> None:

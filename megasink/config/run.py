@@ -158,6 +158,8 @@ class TrainingConfig:
     """Seed of initial weights and data order."""
     compile: bool = True
     """Compile each block with torch.compile (on a GPU; ignored on a CPU)."""
+    cuda_graph: bool = False
+    """Launch a micro-batch as one CUDA graph, where a step waits for the host (one GPU a replica; ignored on a CPU)."""
     eval_interval: int = 0
     """Evaluate on the validation split every this many steps; 0: never."""
     eval_iters: int = 10

@@ -60,9 +60,7 @@ class SinkRecorder:
         """Record every forward pass from here on, those with gradients unless `level` is `forward`."""
         self.pending.clear()
         self.level = level
-        first = self.blocks[0].layer_index if self.blocks else 0
-        self.sums = Sums(self.config, self.layout, slice(first, first + len(self.blocks)))
-        self.batch, self.length = 0, 0
+        self.sums = self._no_sums()
 
     def open(self, layer_index: int, hidden_states: Tensor, first_token: Tensor | None = None) -> BlockTaps | None:
         """Fresh leaves for one forward pass of one block.
@@ -83,6 +81,16 @@ class SinkRecorder:
         self.pending[layer_index].append((leaves, first_token))
         return taps
 
+    def record_apart(self, run: Callable[[], Tensor]) -> tuple[Tensor, Sums]:
+        """What `run` returns, and the figures of the micro-batch that it takes forward and backward: these do not count
+        for the report, unless `self.sums.merge` is given them."""
+        self._fold_complete()
+        together, self.sums = self.sums, self._no_sums()
+        result = run()
+        self._fold_complete()
+        apart, self.sums = self.sums, together
+        return result, apart
+
     def report(self, step: int, gradient_scale: float = 1.0) -> SinkReport:
         """As `report_late`, at once."""
         return self.report_late(step, gradient_scale)()
@@ -98,8 +106,8 @@ class SinkRecorder:
         self._fold_complete()
         self.pending.clear()  # passes without a backward pass
         level, self.level = self.level, None
-        length = self.length
-        figures = self.sums.reduce(self.batch, gradient_scale)
+        length = self.sums.length
+        figures = self.sums.reduce(gradient_scale)
 
         def report() -> SinkReport:
             arrays = _finish(figures(), self.config, full=level != "light")
@@ -108,6 +116,10 @@ class SinkRecorder:
             return SinkReport.of(self.config, step, level, length, *position_bins(length), arrays)
 
         return report
+
+    def _no_sums(self) -> Sums:
+        first = self.blocks[0].layer_index if self.blocks else 0
+        return Sums(self.config, self.layout, slice(first, first + len(self.blocks)))
 
     def _leaves(self, hidden_states: Tensor) -> BlockTaps:
         batch, local_length = hidden_states.shape[:2]
@@ -156,7 +168,7 @@ class SinkRecorder:
             figures = [{name: self._figure(leaf) for name, leaf in leaves.items()} for leaves, _ in entries]
             taps = {name: torch.stack([each[name] for each in figures]) for name in figures[0]}
             taps = BlockTaps(**self._whole_sequence(taps))
-            self.batch, self.length = taps.value.shape[1:3]
+            self.sums.batch, self.sums.length = taps.value.shape[1:3]
             tokens = self._tokens(taps.value.device, first_token)
             add_light(self.sums, taps, tokens, self.layout)
             if self.level != "light":
@@ -175,9 +187,10 @@ class SinkRecorder:
 
     def _tokens(self, device: torch.device, first_token: Tensor | None) -> Tokens:
         """Without documents every micro-batch has its tokens at the same places."""
+        size = self.sums.batch, self.sums.length
         if first_token is not None:
-            return Tokens(self.batch, self.length, device, first_token)
-        place = (self.batch, self.length, device)
+            return Tokens(*size, device, first_token)
+        place = (*size, device)
         if place not in self.plain_tokens:
             self.plain_tokens = {place: Tokens(*place)}
         return self.plain_tokens[place]

@@ -70,6 +70,10 @@ class Sums:
         self.maxima: dict[str, _Entry] = {}
         self.per_document: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.packed_documents = False
+        self.batch = 0
+        """Sequences of a micro-batch."""
+        self.length = 0
+        """Tokens of a sequence."""
 
     def add(self, name: str, owner: Owner, values: Tensor, over: str | None = None, scale_power: int = 0) -> None:
         """Add to a sum. The result is the sum over the world, divided by the sum named `over` if there is one.
@@ -88,7 +92,7 @@ class Sums:
         if name in self.maxima:
             self.maxima[name].total = torch.maximum(self.maxima[name].total, values)
         else:
-            self.maxima[name] = _Entry(owner, values)
+            self.maxima[name] = _Entry(owner, values.clone())
 
     def add_per_document(self, name: str, values: Tensor, sequence: Tensor) -> None:
         """One figure per document [local L, X], equal on every tensor-parallel rank; once per micro-batch and name.
@@ -98,12 +102,22 @@ class Sums:
         """
         self.per_document.setdefault(name, []).append((values.double(), sequence))
 
-    def reduce(self, batch: int, gradient_scale: float) -> Callable[[], dict[str, Tensor]]:
+    def merge(self, others: "Sums") -> None:
+        """Add another micro-batch's figures, copied: the tensors in `others` may change afterwards."""
+        self.batch, self.length, self.packed_documents = others.batch, others.length, others.packed_documents
+        for name, entry in others.entries.items():
+            self.add(name, entry.owner, entry.total, entry.over, entry.scale_power)
+        for name, entry in others.maxima.items():
+            self.maximum(name, entry.owner, entry.total)
+        for name, micro_batches in others.per_document.items():
+            for values, sequence in micro_batches:
+                self.add_per_document(name, values.clone(), sequence.clone())
+
+    def reduce(self, gradient_scale: float) -> Callable[[], dict[str, Tensor]]:
         """Reduce over the world; every rank must call this. The returned function waits for the device to have done so
         and gives the figures of the whole batch, float64 on the CPU, [L, ...].
 
         Args:
-            batch: sequences of a micro-batch.
             gradient_scale: what recorded gradients are multiplied with to be those of the whole batch's loss.
         """
         maxima = {name: self._place(entry, -torch.inf) for name, entry in self.maxima.items()}
@@ -112,7 +126,7 @@ class Sums:
         slots = int(maxima.pop("_slots")) if self.packed_documents else 1
 
         totals = {name: self._place(entry, 0.0) for name, entry in self.entries.items()}
-        totals |= self._place_documents(batch, slots)
+        totals |= self._place_documents(slots)
         arrive = _to_host(maxima | _all_reduce(totals, self.layout, dist.ReduceOp.SUM))
         entries, per_document = self.entries, list(self.per_document)
 
@@ -152,20 +166,20 @@ class Sums:
             whole[self.layers, first : first + values.shape[1]] = values
         return whole
 
-    def _place_documents(self, batch: int, slots: int) -> dict[str, Tensor]:
+    def _place_documents(self, slots: int) -> dict[str, Tensor]:
         """[L, data ranks, M, B, slots] for M micro-batches: no two ranks write to one place, and all is in the order of
         the global batch, of which each data-parallel rank has a contiguous part.
         """
         layout, arrays = self.layout, {}
         for name, micro_batches in self.per_document.items():
             first = micro_batches[0][0]
-            shape = (self.config.num_layers, layout.data.size, len(micro_batches), batch, slots)
+            shape = (self.config.num_layers, layout.data.size, len(micro_batches), self.batch, slots)
             whole = torch.zeros(shape, dtype=torch.float64, device=first.device)
             present = torch.zeros((1, *shape[1:]), dtype=torch.float64, device=first.device)
             for m, (values, sequence) in enumerate(micro_batches):
                 place = torch.arange(len(sequence), device=first.device) - torch.searchsorted(sequence, sequence)
                 if layout.tensor.rank == 0:
-                    local = values.new_zeros((len(values), batch, slots))
+                    local = values.new_zeros((len(values), self.batch, slots))
                     local[:, sequence, place] = values
                     whole[self.layers, layout.data.rank, m] = local
                 if layout.tensor.rank == 0 and layout.pipeline.rank == 0:

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from megasink.checkpoint.weights import load_weights
 from megasink.config import RunConfig
 from megasink.config.deepspeed import deepspeed_config
+from megasink.errors import UserError
 from megasink.model.block import Block
 from megasink.model.llama import FinalNorm, Layer, Llama, blocks_of, llama_layers, stage_blocks, token_losses
 from megasink.parallel.fp8 import check_fp8_device
 from megasink.parallel.layout import ParallelLayout
 from megasink.parallel.pipeline import layer_bounds
-from megasink.train.bf16_step import fuse
+from megasink.train.bf16_step import FusedBF16Optimizer, fuse
 from megasink.train.clipping import GradientClip
 from megasink.train.distributed import quiet_stdout
+from megasink.train.micro_batch import MicroBatches
 from megasink.train.optimizer import build_optimizer
 
 
@@ -78,6 +80,7 @@ class TrainEngine:
             )
             self.engine.timers = NoopTimer()  # its own would keep two events of every step and never look at them
             fuse(self.engine, self.compiles)
+        self.micro_batches = self._micro_batches() if config.training.cuda_graph else None
 
     @property
     def gradient_scale(self) -> float:
@@ -87,6 +90,8 @@ class TrainEngine:
     def train_batch(self, batch: Batch) -> Tensor:
         """Forward, backward and optimizer step; the loss of the whole global batch, fp32 on the device."""
         weighted = self._weigh(batch)
+        if self.micro_batches is not None:
+            return self._train_by_graphs(weighted, len(batch))
         if self.pipelined:
             return self.engine.train_batch(_one_input(weighted))
         total = torch.zeros((), device=self.device)
@@ -118,6 +123,29 @@ class TrainEngine:
     def gradient_norm(self) -> float | Tensor | None:
         """Global norm of the last step's gradients, before clipping."""
         return self.engine.get_global_grad_norm() if self.clip is None else self.clip.norm
+
+    def _train_by_graphs(self, weighted: Iterator, micro_batches: int) -> Tensor:
+        """As DeepSpeed's train_batch on a pipeline of one stage, without its own way through a micro-batch."""
+        recorder = blocks_of(self.model)[0].recorder
+        total = torch.zeros((), device=self.device)
+        self.engine.train()
+        for place, ((tokens,), targets) in enumerate(weighted):
+            total += self.micro_batches.train(tokens, *targets, first=place == 0, recorder=recorder)
+        self.engine._exec_optimizer_step()
+        return self._mean_over_batch(total, micro_batches)
+
+    def _micro_batches(self) -> MicroBatches:
+        optimizer = self.engine.optimizer
+        if not isinstance(optimizer, FusedBF16Optimizer):
+            raise UserError("--cuda-graph needs the optimizer on the GPU; take the offloading from --deepspeed-config")
+        accumulate = self.engine.gradient_accumulation_steps()
+
+        def run(tokens: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+            loss = self._loss(self.model(tokens), (labels, weight))
+            (loss / accumulate).backward()
+            return loss.detach()
+
+        return MicroBatches(run, optimizer)
 
     def _weigh(self, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]]:
         """Inputs and targets of each micro-batch, on the device: this rank's part of each sequence.
