@@ -71,13 +71,14 @@ class TrainEngine:
             self.clip = None
             if config.parallel.zero_stage == 0:
                 self.clip = GradientClip(optimizer, config.optimizer.clip_grad, layout)
-            self.engine, *_ = deepspeed.initialize(
-                model=self.model,
-                optimizer=optimizer,
-                config=deepspeed_config(config, layout.replica.size),
-                mpu=None if self.pipelined else PipelineParallelGrid(topology, dist.group.WORLD),
-                dist_init_required=False,
-            )
+            with torch.no_grad():  # it flattens weights with their history, and keeps autograd's nodes with that
+                self.engine, *_ = deepspeed.initialize(
+                    model=self.model,
+                    optimizer=optimizer,
+                    config=deepspeed_config(config, layout.replica.size),
+                    mpu=None if self.pipelined else PipelineParallelGrid(topology, dist.group.WORLD),
+                    dist_init_required=False,
+                )
             self.engine.timers = NoopTimer()  # its own would keep two events of every step and never look at them
             fuse(self.engine, self.compiles)
         self.micro_batches = self._micro_batches() if config.training.cuda_graph else None
