@@ -183,9 +183,7 @@ def _check_cuda_graph(config: RunConfig) -> None:
     model, parallel, training = config.model, config.parallel, config.training
     if not training.cuda_graph:
         return
-    ranks = (
-        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-    )
+    ranks = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     _require(
         ranks == 1,
         f"--cuda-graph launches what one GPU does by itself, here {ranks} ranks share a micro-batch; leave it out",

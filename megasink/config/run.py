@@ -240,6 +240,10 @@ class SinkStatsConfig:
             return "full"
         return "light" if self.sink_stats != "off" and _due(step, self.sink_stats_interval) else None
 
+    def levels(self, steps: int) -> list[Literal["light", "full"] | None]:
+        """What level_at says of any of the first `steps` steps."""
+        return list(dict.fromkeys(map(self.level_at, range(steps))))
+
 
 @dataclass
 class LoggingConfig:

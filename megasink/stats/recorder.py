@@ -51,6 +51,7 @@ class SinkRecorder:
         self.layout = layout
         self.blocks = list(blocks)
         self.level: Level | None = None
+        self.sums = self._no_sums()
         self.plain_tokens: dict[tuple, Tokens] = {}
         self.pending: dict[int, list[tuple[dict[str, Tensor], Tensor | None]]] = defaultdict(list)
         for block in self.blocks:
@@ -81,14 +82,16 @@ class SinkRecorder:
         self.pending[layer_index].append((leaves, first_token))
         return taps
 
-    def record_apart(self, run: Callable[[], Tensor]) -> tuple[Tensor, Sums]:
-        """What `run` returns, and the figures of the micro-batch that it takes forward and backward: these do not count
-        for the report, unless `self.sums.merge` is given them."""
+    def record_apart(self, run: Callable[[], Tensor], level: Level | None) -> tuple[Tensor, Sums]:
+        """What `run` returns, and the figures of `level` of the micro-batch that it takes forward and backward. They
+        are no part of what is being recorded, unless `self.sums.merge` is given them."""
         self._fold_complete()
-        together, self.sums = self.sums, self._no_sums()
+        present = self.level, self.sums
+        self.level, self.sums = level, self._no_sums()
         result = run()
         self._fold_complete()
-        apart, self.sums = self.sums, together
+        apart = self.sums
+        self.level, self.sums = present
         return result, apart
 
     def report(self, step: int, gradient_scale: float = 1.0) -> SinkReport:

@@ -131,7 +131,7 @@ class TrainEngine:
         total = torch.zeros((), device=self.device)
         self.engine.train()
         for place, ((tokens,), targets) in enumerate(weighted):
-            total += self.micro_batches.train(tokens, *targets, first=place == 0, recorder=recorder)
+            total += self.micro_batches.train((tokens, *targets), first=place == 0, recorder=recorder)
         self.engine._exec_optimizer_step()
         return self._mean_over_batch(total, micro_batches)
 
@@ -146,7 +146,8 @@ class TrainEngine:
             (loss / accumulate).backward()
             return loss.detach()
 
-        return MicroBatches(run, optimizer)
+        levels = self.config.sink_stats.levels(self.config.training.train_iters)
+        return MicroBatches(run, optimizer, levels, several=accumulate > 1)
 
     def _weigh(self, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]]:
         """Inputs and targets of each micro-batch, on the device: this rank's part of each sequence.

@@ -1,12 +1,12 @@
 """A micro-batch forward and backward, launched on a GPU as one CUDA graph.
 
 A step of a small model, or of few tokens, waits for the host, which launches some 50 kernels a block one by one. A
-graph is recorded once, with the addresses of everything it reads and writes, and replayed by a single launch. Weights,
-fp32 sums of gradients, tables and statistics stay at their addresses; tokens, labels and weight are copied to theirs.
+graph is recorded once, with the addresses of everything it reads and writes, and launched as a whole. Weights, fp32
+sums of gradients and tables stay where they are; tokens, labels and weight are copied to their places.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,75 +16,75 @@ from megasink.stats.recorder import Level, SinkRecorder
 from megasink.stats.reduce import Sums
 from megasink.train.bf16_step import FusedBF16Optimizer
 
+Run = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 _WARM_UPS = 2
 """Passes before recording, in which all is compiled: one that overwrites the sums of gradients, one that adds."""
 
 
-class _Recorded(NamedTuple):
+class _Graph(NamedTuple):
     graph: torch.cuda.CUDAGraph
     loss: Tensor
-    figures: Sums | None
-    """The statistics; like `loss` rewritten by each replay."""
+    figures: Sums
+    """Like `loss` rewritten by each launch."""
     filled: list[Tensor]
-    """Of the optimizer's sums that are overwritten, the marks (MainGradient.empty), which no replay changes."""
+    """Marks of the sums that the graph overwrites (MainGradient.empty), which a launch does not change."""
 
 
 class MicroBatches:
-    """Takes micro-batches of one shape forward and backward; on a GPU as a graph, with `full` statistics step by step.
+    """Takes micro-batches of one shape forward and backward; a GPU's as graphs, recorded with the first.
 
-    `run(tokens, labels, weight)` does so with one of them: adds its gradients to the optimizer's sums and returns its
-    loss, fp32 [], without history. It communicates with no other rank and decides nothing by what tensors hold.
+    Graphs share one pool of memory, which holds the activations for good.
     """
 
-    def __init__(self, run: Callable[[Tensor, Tensor, Tensor], Tensor], optimizer: FusedBF16Optimizer):
+    def __init__(self, run: Run, optimizer: FusedBF16Optimizer, levels: Sequence[Level | None], several: bool):
+        """
+        Args:
+            run: forward and backward of (tokens int64 [B, T], labels int64 [B, T], weight []): adds to the optimizer's
+                sums and returns the loss, fp32 [], without history. It communicates with no other rank and decides
+                nothing by what tensors hold.
+            levels: of statistics that will be asked for; None: none.
+            several: whether a step has more than one micro-batch.
+        """
         self.run = run
         self.optimizer = optimizer
-        self.inputs: list[Tensor] = []
-        self.recorded: dict[tuple[Level | None, bool], _Recorded] = {}
+        self.levels = levels
+        self.several = several
+        self.graphs: dict[tuple[Level | None, bool], _Graph] = {}
 
-    def train(
-        self, tokens: Tensor, labels: Tensor, weight: Tensor, first: bool, recorder: SinkRecorder | None
-    ) -> Tensor:
-        """The loss, fp32 [].
-
-        Args:
-            tokens: int64 [B, T].
-            labels: int64 [B, T].
-            weight: [], as `run` takes it.
-            first: of its step, so that the sums of gradients begin with it.
-            recorder: which statistics are being gathered, and where they go.
-        """
-        level = None if recorder is None else recorder.level
-        if not tokens.is_cuda or level not in (None, "light"):
-            return self.run(tokens, labels, weight)
-        if not self.inputs:
-            self.inputs = [torch.empty_like(given) for given in (tokens, labels, weight)]
-            self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
-        for own, given in zip(self.inputs, (tokens, labels, weight), strict=True):
+    def train(self, inputs: tuple[Tensor, Tensor, Tensor], first: bool, recorder: SinkRecorder) -> Tensor:
+        """The loss, fp32 []; `inputs` as `run` takes them, `first` of its step, whose sums of gradients it begins."""
+        if not inputs[0].is_cuda or recorder.level not in self.levels:
+            return self.run(*inputs)
+        if not self.graphs:
+            self.inputs = [given.clone() for given in inputs]
+            self._record(recorder)
+        for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
-        if (level, first) not in self.recorded:
-            run = functools.partial(self.run, *self.inputs)
-            passes = (lambda: (run(), None)) if level is None else functools.partial(recorder.record_apart, run)
-            self.recorded[level, first] = self._record(passes, warm_up=first)
-        recorded = self.recorded[level, first]
-        recorded.graph.replay()
-        for empty in recorded.filled:
+        launched = self.graphs[recorder.level, first]
+        launched.graph.replay()
+        for empty in launched.filled:
             empty.fill_(False)
-        if recorded.figures is not None:
-            recorder.sums.merge(recorded.figures)
-        return recorded.loss.clone()
+        if recorder.level is not None:
+            recorder.sums.merge(launched.figures)
+        return launched.loss.clone()
 
-    def _record(self, passes: Callable[[], tuple[Tensor, Sums | None]], warm_up: bool) -> _Recorded:
-        if warm_up:
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
+    def _record(self, recorder: SinkRecorder) -> None:
+        stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        run = functools.partial(self.run, *self.inputs)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for level in self.levels:
                 for _ in range(_WARM_UPS):
-                    passes()
-            torch.cuda.current_stream().wait_stream(self.stream)
+                    recorder.record_apart(run, level)
+        for level in self.levels:
             self.optimizer.clear_hp_grads()
-        marks = [empty for _, empty in self.optimizer.main_gradients.values() if empty.tolist()]
-        graph = torch.cuda.CUDAGraph()
-        # other threads may go on using the device meanwhile: NCCL's looks at its events
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            loss, figures = passes()
-        return _Recorded(graph, loss, figures, [empty for empty in marks if not empty.tolist()])
+            for first in (True, False) if self.several else (True,):
+                marks = [empty for _, empty in self.optimizer.main_gradients.values() if empty.tolist()]
+                graph = torch.cuda.CUDAGraph()
+                # other threads may go on using the device: NCCL's looks at its events
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    loss, figures = recorder.record_apart(run, level)
+                filled = [empty for empty in marks if not empty.tolist()]
+                self.graphs[level, first] = _Graph(graph, loss, figures, filled)
+        self.optimizer.clear_hp_grads()

@@ -76,6 +76,10 @@ def test_a_sound_layout_passes():
         ("--fp8 hybrid --tensor-model-parallel-size 2 --num-attention-heads 2 --head-dim 24", "query heads"),
         ("--fp8 hybrid --num-query-groups 1 --head-dim 8", "key-value heads"),
         ("--fp8 hybrid --seq-length 1000", "--seq-length 1000"),
+        ("--cuda-graph --tensor-model-parallel-size 2", "2 ranks share a micro-batch"),
+        ("--cuda-graph --precision fp32", "not with fp32 and ZeRO-1"),
+        ("--cuda-graph --zero-stage 2", "not with bf16 and ZeRO-2"),
+        ("--cuda-graph --reset-position-ids", "depend on its documents"),
     ],
 )
 def test_an_impossible_combination_names_its_flag(flags, names):

@@ -2,12 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers.jobs import metrics_without_times, train
 
 
+FLAGS = [
+    ("--v-scale", "on"),
+    ("--no-untie-embeddings-and-output-weights", "--fp8", "hybrid", "--recompute", "selective"),
+]
+
+
 @pytest.mark.gpu  # on a CPU the same flag runs the same passes, without a graph
-@pytest.mark.parametrize("flags", [("--v-scale", "on"), ("--no-untie-embeddings-and-output-weights",)])
+@pytest.mark.parametrize("flags", FLAGS)
 def test_every_loss_norm_and_statistic_is_that_of_a_run_without_graphs(tokens, tmp_path, flags):
     """Three micro-batches a step; steps with light, full and no statistics; evaluations; resumed after four steps."""
     flags = (*flags, "--data-path", tokens, "--precision", "bf16", "--lr-decay-style", "constant")
@@ -25,3 +32,46 @@ def test_every_loss_norm_and_statistic_is_that_of_a_run_without_graphs(tokens, t
             assert set(found) == set(expected)
             for figure in expected:
                 np.testing.assert_array_equal(found[figure], expected[figure], err_msg=f"{name}: {figure}")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="two ranks would share a GPU")
+def test_replicas_take_their_own_micro_batches(tokens, tmp_path):
+    flags = ("--data-path", tokens, "--precision", "bf16", "--train-iters", 3, "--global-batch-size", 8)
+    train(*flags, "--save", tmp_path / "plain", ranks=2)
+    train(*flags, "--save", tmp_path / "graphs", "--cuda-graph", ranks=2)
+    assert metrics_without_times(tmp_path / "graphs") == metrics_without_times(tmp_path / "plain")
+
+
+WATCHED = """
+import torch
+from megasink.train import main, setup
+
+def kept(run):
+    nodes = [torch.autograd.graph.get_gradient_edge(weight).node for weight in run.engine.model.parameters()]
+    for node in nodes:
+        node.metadata["seen"] = True
+    del node, nodes
+    again = (torch.autograd.graph.get_gradient_edge(weight).node for weight in run.engine.model.parameters())
+    return sum("seen" in node.metadata for node in again)
+
+def watched(run):
+    before = kept(run)
+    code = train(run)
+    print("kept", before, kept(run), "graphs", len(run.engine.micro_batches.graphs))
+    return code
+
+train, setup.train = setup.train, watched
+main()
+"""
+
+
+@pytest.mark.gpu
+def test_autograd_keeps_nothing_of_what_came_before_a_graph_is_recorded(tokens, tmp_path):
+    """A weight's node outlives a pass where something holds it (a history, say), and then runs on the stream that it
+    was made on, which a recording on another stream cannot take in."""
+    flags = ("--data-path", tokens, "--precision", "bf16", "--lr-decay-style", "constant", "--save", tmp_path)
+    flags += ("--sink-stats-interval", 3, "--head-dim", 32)
+    graphs = 4 if torch.cuda.is_available() else 0  # of two levels, first and further micro-batches of a step
+    for steps in (2, 4):
+        outcome = train(*flags, "--cuda-graph", "--auto-resume", "--train-iters", steps, program=WATCHED)
+        assert outcome.lines("kept") == [f"kept 0 0 graphs {graphs}"], outcome.output
