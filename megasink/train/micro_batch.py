@@ -50,6 +50,7 @@ class MicroBatches:
         self.optimizer = optimizer
         self.levels = levels
         self.several = several
+        self.inputs: list[Tensor] = []
         self.graphs: dict[tuple[Level | None, bool], _Graph] = {}
 
     def train(self, inputs: tuple[Tensor, Tensor, Tensor], first: bool, recorder: SinkRecorder) -> Tensor:

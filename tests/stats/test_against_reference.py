@@ -37,14 +37,16 @@ def model_with_theta(config: ModelConfig) -> Llama:
     return model
 
 
-def record(model: Llama, tokens, labels, level: str, micro_batches: int = 1, document_ids=None) -> SinkReport:
+def record(
+    model: Llama, tokens, labels, level: str, micro_batches: int = 1, document_ids=None, gradient_scale=1.0
+) -> SinkReport:
     recorder = SinkRecorder(model.config, model.layout, blocks_of(model))
     recorder.start(level)
     valid = (labels != -100).sum()
     for rows in torch.arange(len(tokens)).chunk(micro_batches):
         inputs = tokens[rows] if document_ids is None else (tokens[rows], document_ids[rows])
         (token_losses(model(inputs), labels[rows], model.config, model.layout).sum() / valid).backward()
-    return recorder.report(step=0)
+    return recorder.report(step=0, gradient_scale=gradient_scale)
 
 
 def assert_equal(found: np.ndarray, expected: np.ndarray, name: str) -> None:

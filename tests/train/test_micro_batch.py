@@ -6,7 +6,6 @@ import torch
 
 from tests.helpers.jobs import metrics_without_times, train
 
-
 FLAGS = [
     ("--v-scale", "on"),
     ("--no-untie-embeddings-and-output-weights", "--fp8", "hybrid", "--recompute", "selective"),
