@@ -1,6 +1,6 @@
 """A micro-batch forward and backward, launched on a GPU as one CUDA graph.
 
-A step of a small model, or of few tokens, waits for the host, which launches some 50 kernels a block one by one. A
+A step of a small model, or of few tokens, waits for the host, which launches some 40 kernels a block one by one. A
 graph is recorded once, with the addresses of everything it reads and writes, and launched as a whole. Weights, fp32
 sums of gradients and tables stay where they are; tokens, labels and weight are copied to their places.
 """
