@@ -21,3 +21,11 @@ def test_offload_gives_the_losses_of_the_same_stage_without(stage, tmp_path):
     settings = ROOT / "ds_configs" / f"zero{stage}_offload.json"
     train(*flags, "--save", tmp_path / "offload", "--deepspeed-config", settings, ranks=2)
     assert losses(tmp_path / "plain") == losses(tmp_path / "offload")
+
+
+def test_graphs_are_refused_where_the_optimizer_is_not_on_the_gpu(tmp_path):
+    settings = tmp_path / "offload.json"
+    settings.write_text('{"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}')
+    flags = ["--data-path", write_tokens(tmp_path / "tokens"), "--precision", "bf16", "--save", tmp_path / "run"]
+    outcome = train(*flags, "--deepspeed-config", settings, "--cuda-graph", expect=2)
+    assert len(outcome.lines("megasink: --cuda-graph needs the optimizer on the GPU")) == 1
