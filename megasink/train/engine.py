@@ -8,7 +8,9 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
+from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from deepspeed.utils import set_z3_leaf_modules
 from deepspeed.utils.timer import NoopTimer
 from torch import Tensor, nn
@@ -71,14 +73,7 @@ class TrainEngine:
             self.clip = None
             if config.parallel.zero_stage == 0:
                 self.clip = GradientClip(optimizer, config.optimizer.clip_grad, layout)
-            with torch.no_grad():  # it flattens weights with their history, and keeps autograd's nodes with that
-                self.engine, *_ = deepspeed.initialize(
-                    model=self.model,
-                    optimizer=optimizer,
-                    config=deepspeed_config(config, layout.replica.size),
-                    mpu=None if self.pipelined else PipelineParallelGrid(topology, dist.group.WORLD),
-                    dist_init_required=False,
-                )
+            self.engine = self._initialize(optimizer, topology)
             self.engine.timers = NoopTimer()  # its own would keep two events of every step and never look at them
             fuse(self.engine, self.compiles)
         self.micro_batches = self._micro_batches() if config.training.cuda_graph else None
@@ -181,6 +176,29 @@ class TrainEngine:
     def _loss(self, logits: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
         labels, weight = targets
         return token_losses(logits, labels, self.config.model, self.layout, self.compiles).sum() * weight
+
+    def _initialize(
+        self, optimizer: torch.optim.Optimizer, topology: PipeModelDataParallelTopology
+    ) -> deepspeed.DeepSpeedEngine:
+        """DeepSpeed's engine. Raises UserError for settings of --deepspeed-config that it does not take."""
+        settings = deepspeed_config(self.config, self.layout.replica.size)
+        try:
+            with torch.no_grad():  # it flattens weights with their history, and keeps autograd's nodes with that
+                engine, *_ = deepspeed.initialize(
+                    model=self.model,
+                    optimizer=optimizer,
+                    config=settings,
+                    mpu=None if self.pipelined else PipelineParallelGrid(topology, dist.group.WORLD),
+                    dist_init_required=False,
+                )
+        except (ValueError, DeepSpeedConfigError, ZeRORuntimeException) as error:
+            path = self.config.parallel.deepspeed_config
+            if path is None:
+                raise
+            raise UserError(
+                f"--deepspeed-config {path}: DeepSpeed refuses it: {' '.join(str(error).split())}"
+            ) from None
+        return engine
 
     def _build_model(self, topology: PipeModelDataParallelTopology) -> nn.Module:
         model, seed = self.config.model, self.config.training.seed

@@ -23,9 +23,26 @@ def test_offload_gives_the_losses_of_the_same_stage_without(stage, tmp_path):
     assert losses(tmp_path / "plain") == losses(tmp_path / "offload")
 
 
-def test_graphs_are_refused_where_the_optimizer_is_not_on_the_gpu(tmp_path):
-    settings = tmp_path / "offload.json"
-    settings.write_text('{"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}')
-    flags = ["--data-path", write_tokens(tmp_path / "tokens"), "--precision", "bf16", "--save", tmp_path / "run"]
-    outcome = train(*flags, "--deepspeed-config", settings, "--cuda-graph", expect=2)
-    assert len(outcome.lines("megasink: --cuda-graph needs the optimizer on the GPU")) == 1
+OFFLOAD = '{"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}%s}'
+"""Without `zero_force_ds_cpu_optimizer` DeepSpeed takes no optimizer but its own."""
+
+
+@pytest.mark.parametrize(
+    "settings, flags, refused",
+    [
+        (OFFLOAD % ', "zero_force_ds_cpu_optimizer": false', ("--cuda-graph",), "--cuda-graph needs the optimizer on"),
+        (OFFLOAD % "", (), "DeepSpeed refuses it: You are using ZeRO-Offload with a client provided optimizer"),
+        (
+            '{"zero_optimization": {"stage": 1, "overlap_comm": "often"}}',
+            (),
+            "DeepSpeed refuses it: 1 validation error",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_in_one_line(settings, flags, refused, tokens, tmp_path):
+    file = tmp_path / "settings.json"
+    file.write_text(settings)
+    flags = [*flags, "--data-path", tokens, "--precision", "bf16", "--save", tmp_path / "run", "--train-iters", 1]
+    outcome = train(*flags, "--deepspeed-config", file, ranks=2, expect=2)
+    said = outcome.lines("megasink:")
+    assert len(said) == 1 and refused in said[0] and "Traceback" not in outcome.output, outcome.output
