@@ -144,7 +144,7 @@ def _stage(
     compute = matmul + attention + elementwise + micro_batches * recompute
     busy = compute + tensor + pipeline
     passes = 3 if config.parallel.recompute == "full" else 2
-    launching = micro_batches * passes * here.blocks * HOST_PASS
+    launching = 0.0 if config.training.cuda_graph else micro_batches * passes * here.blocks * HOST_PASS
     launching += HOST_COLLECTIVE * sum(message.times for message in by_axis["tensor"] + by_axis["context"])
     # DeepSpeed overlaps ZeRO-2's reductions with the backward pass, and all of ZeRO-3's with both
     hidden_behind = {2: compute * 2 / 3, 3: compute}.get(zero, 0.0)

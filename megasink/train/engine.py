@@ -120,7 +120,7 @@ class TrainEngine:
         """Global norm of the last step's gradients, before clipping."""
         return self.engine.get_global_grad_norm() if self.clip is None else self.clip.norm
 
-    def _train_by_graphs(self, weighted: Iterator, micro_batches: int) -> Tensor:
+    def _train_by_graphs(self, weighted: Iterator[tuple[tuple[Tensor], tuple]], count: int) -> Tensor:
         """As DeepSpeed's train_batch on a pipeline of one stage, without its own way through a micro-batch."""
         recorder = blocks_of(self.model)[0].recorder
         total = torch.zeros((), device=self.device)
@@ -128,7 +128,7 @@ class TrainEngine:
         for place, ((tokens,), targets) in enumerate(weighted):
             total += self.micro_batches.train((tokens, *targets), first=place == 0, recorder=recorder)
         self.engine._exec_optimizer_step()
-        return self._mean_over_batch(total, micro_batches)
+        return self._mean_over_batch(total, count)
 
     def _micro_batches(self) -> MicroBatches:
         optimizer = self.engine.optimizer
