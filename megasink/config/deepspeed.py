@@ -63,6 +63,11 @@ def _read(config: RunConfig) -> dict:
         raise UserError(f"--deepspeed-config {path}: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"--deepspeed-config {path}: not JSON ({error})") from None
+    if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization", {}), dict):
+        raise UserError(f"--deepspeed-config {path}: it and zero_optimization must be JSON objects; see {default}")
+    timers = [key for key in ("wall_clock_breakdown", "flops_profiler") if key in settings]
+    if timers:
+        raise UserError(f"{path}: {', '.join(timers)}: --profile says where time goes; remove from the file")
     taken = [key for key in DECIDED_BY_RUN if key in settings]
     if taken:
         raise UserError(f"{path}: {', '.join(taken)}: set by megasink's own flags; remove from the file")

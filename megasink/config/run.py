@@ -159,7 +159,7 @@ class TrainingConfig:
     compile: bool = True
     """Compile each block with torch.compile (on a GPU; ignored on a CPU)."""
     cuda_graph: bool = False
-    """Launch a micro-batch as one CUDA graph, where a step waits for the host (one GPU a replica; ignored on a CPU)."""
+    """Launch a micro-batch as one CUDA graph, where a step waits for the host (one GPU a replica; none on a CPU)."""
     eval_interval: int = 0
     """Evaluate on the validation split every this many steps; 0: never."""
     eval_iters: int = 10
@@ -240,9 +240,9 @@ class SinkStatsConfig:
             return "full"
         return "light" if self.sink_stats != "off" and _due(step, self.sink_stats_interval) else None
 
-    def levels(self, steps: int) -> list[Literal["light", "full"] | None]:
-        """What level_at says of any of the first `steps` steps."""
-        return list(dict.fromkeys(map(self.level_at, range(steps))))
+    def levels(self, first: int, end: int) -> list[Literal["light", "full"] | None]:
+        """What level_at says of any step from `first` on and before `end`, of a million of them at most."""
+        return list(dict.fromkeys(map(self.level_at, range(first, min(end, first + 1_000_000)))))
 
 
 @dataclass

@@ -121,7 +121,7 @@ class TrainEngine:
         return self.engine.get_global_grad_norm() if self.clip is None else self.clip.norm
 
     def _train_by_graphs(self, weighted: Iterator[tuple[tuple[Tensor], tuple]], count: int) -> Tensor:
-        """As DeepSpeed's train_batch on a pipeline of one stage, without its own way through a micro-batch."""
+        """As DeepSpeed's train_batch where a pipeline has one stage; forward and backward are MicroBatches'."""
         recorder = blocks_of(self.model)[0].recorder
         total = torch.zeros((), device=self.device)
         self.engine.train()
@@ -141,7 +141,7 @@ class TrainEngine:
             (loss / accumulate).backward()
             return loss.detach()
 
-        levels = self.config.sink_stats.levels(self.config.training.train_iters)
+        levels = self.config.sink_stats.levels(0, self.config.training.train_iters)
         return MicroBatches(run, optimizer, levels, several=accumulate > 1)
 
     def _weigh(self, batch: Batch) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, Tensor]]]:
@@ -168,10 +168,10 @@ class TrainEngine:
         return sequences.chunk(context.size, dim=1)[context.rank].contiguous()
 
     def _mean_over_batch(self, total: Tensor, micro_batches: int) -> Tensor:
-        replicas = self.layout.replica
-        if replicas.size > 1:
-            dist.all_reduce(total, group=replicas.group)
-        return total / (micro_batches * replicas.size)
+        replicas, mean = self.layout.replica, total / micro_batches
+        if replicas.size > 1:  # divided before and after, as DeepSpeed's pipeline does: the same number to the bit
+            dist.all_reduce(mean, group=replicas.group)
+        return mean / replicas.size
 
     def _loss(self, logits: Tensor, targets: tuple[Tensor, Tensor]) -> Tensor:
         labels, weight = targets
@@ -191,13 +191,12 @@ class TrainEngine:
                     mpu=None if self.pipelined else PipelineParallelGrid(topology, dist.group.WORLD),
                     dist_init_required=False,
                 )
-        except (ValueError, DeepSpeedConfigError, ZeRORuntimeException) as error:
+        except (AssertionError, ValueError, DeepSpeedConfigError, ZeRORuntimeException) as error:
             path = self.config.parallel.deepspeed_config
             if path is None:
                 raise
-            raise UserError(
-                f"--deepspeed-config {path}: DeepSpeed refuses it: {' '.join(str(error).split())}"
-            ) from None
+            said = [line.strip() for line in str(error).splitlines() if "For further information" not in line]
+            raise UserError(f"{path}: DeepSpeed refuses it ({' '.join(said)}); change or remove the setting") from error
         return engine
 
     def _build_model(self, topology: PipeModelDataParallelTopology) -> nn.Module:

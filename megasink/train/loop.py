@@ -185,6 +185,7 @@ def _explain(run: Run, in_a_row: int) -> None:
     report = None
     if run.config.model.seq_length >= EXACT_POSITIONS:  # shorter sequences have no statistics
         consumed = run.progress.consumed_samples - run.config.training.global_batch_size
+        run.engine.micro_batches = None  # graphs of other statistics would hold their memory beside this step's
         run.recorder.start()
         run.engine.train_batch(run.train.at(consumed))
         report = run.recorder.report(run.progress.step, run.engine.gradient_scale)

@@ -19,7 +19,7 @@ from megasink.train.bf16_step import FusedBF16Optimizer
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _WARM_UPS = 2
-"""Passes before recording, in which all is compiled: one that overwrites the sums of gradients, one that adds."""
+"""Passes of each level before recording, in which all is compiled. The very first overwrites the sums of gradients."""
 
 
 class _Graph(NamedTuple):
@@ -34,7 +34,8 @@ class _Graph(NamedTuple):
 class MicroBatches:
     """Takes micro-batches of one shape forward and backward; a GPU's as graphs, recorded with the first.
 
-    Graphs share one pool of memory, which holds the activations for good.
+    Graphs share one pool of memory, which holds the activations for good; what one leaves there another may overwrite,
+    so results are copied after each launch.
     """
 
     def __init__(self, run: Run, optimizer: FusedBF16Optimizer, levels: Sequence[Level | None], several: bool):
@@ -75,7 +76,7 @@ class MicroBatches:
         run = functools.partial(self.run, *self.inputs)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for level in self.levels:
+            for level in self.levels:  # all before the pool exists, or both would hold activations at once
                 for _ in range(_WARM_UPS):
                     recorder.record_apart(run, level)
         for level in self.levels:

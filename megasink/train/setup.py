@@ -76,6 +76,8 @@ def _prepare(config: RunConfig, device: torch.device, stop: StopRequest) -> Run:
     saver = CheckpointSaver(folder.checkpoints, config, layout, folder.say)
     batches = Batches(dataset, config, layout)
     progress = _resume_or_start(folder, config, layout, engine, saver, batches)
+    if engine.micro_batches is not None:
+        engine.micro_batches.levels = config.sink_stats.levels(progress.step, config.training.train_iters)
 
     log = agree(lambda: _start_log(folder, config, progress), on_rank=0)
     if log is not None:

@@ -101,3 +101,17 @@ def test_fp8_is_off_unless_asked_for():
 def test_a_run_needs_a_folder():
     with pytest.raises(UserError, match="--save"):
         check_run(parse_cli(RunConfig, []), 1)
+
+
+@pytest.mark.parametrize(
+    "flags, first, levels",
+    [
+        ("--sink-stats off", 0, [None]),
+        ("--sink-stats light --sink-stats-interval 1", 0, ["light"]),
+        ("--sink-stats full --sink-stats-interval 4 --sink-stats-full-interval 6", 0, ["full", None, "light"]),
+        ("--sink-stats full --sink-stats-interval 4 --sink-stats-full-interval 6", 7, [None, "light"]),
+    ],
+)
+def test_levels_of_statistics_are_those_of_the_steps_to_come(flags, first, levels):
+    """Of ten steps."""
+    assert checked(flags).sink_stats.levels(first, 10) == levels

@@ -1,5 +1,7 @@
 """`--cuda-graph`: the same run as without it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -35,10 +37,32 @@ def test_every_loss_norm_and_statistic_is_that_of_a_run_without_graphs(tokens, t
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="two ranks would share a GPU")
 def test_replicas_take_their_own_micro_batches(tokens, tmp_path):
-    flags = ("--data-path", tokens, "--precision", "bf16", "--train-iters", 3, "--global-batch-size", 8)
+    flags = ("--data-path", tokens, "--precision", "bf16", "--train-iters", 3, "--global-batch-size", 12)
     train(*flags, "--save", tmp_path / "plain", ranks=2)
     train(*flags, "--save", tmp_path / "graphs", "--cuda-graph", ranks=2)
     assert metrics_without_times(tmp_path / "graphs") == metrics_without_times(tmp_path / "plain")
+
+
+def test_a_diverged_run_is_diagnosed_as_it_is_without_graphs(tokens, tmp_path):
+    """With statistics that no graph was recorded for."""
+    flags = (
+        "--data-path",
+        tokens,
+        "--precision",
+        "bf16",
+        "--lr",
+        1e38,
+        "--max-skipped-steps",
+        2,
+        "--sink-stats",
+        "off",
+    )
+    diagnoses = []
+    for name, flag in (("plain", ()), ("graphs", ("--cuda-graph",))):
+        train(*flags, *flag, "--save", tmp_path / name, "--train-iters", 9, expect=77)
+        events = map(json.loads, (tmp_path / name / "events.jsonl").read_text().splitlines())
+        diagnoses.append([event["diagnosis"] for event in events if event["event"] == "diverged"])
+    assert len(diagnoses[0]) == 1 and diagnoses[0] == diagnoses[1]
 
 
 WATCHED = """
