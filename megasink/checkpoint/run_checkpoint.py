@@ -72,7 +72,6 @@ def newest_intact(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-@torch.no_grad()  # or DeepSpeed flattens weights with their history, and keeps it
 def load_checkpoint(
     checkpoint: Path, config: RunConfig, layout: ParallelLayout, engine: deepspeed.DeepSpeedEngine
 ) -> dict:

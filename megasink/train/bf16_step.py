@@ -114,6 +114,15 @@ class FusedBF16Optimizer(BF16_Optimizer):
                     views.append(own[start - first : stop - first])
         return views
 
+    def forget_history(self) -> None:
+        """Of the weights' flat buffers and fragments, which DeepSpeed makes with gradients on, at its start and at a
+        checkpoint's load: with it each weight's node of autograd would outlive every pass."""
+        self.bf16_groups_flat = [flat.detach() for flat in self.bf16_groups_flat]
+        self.bf16_partitioned_groups = [[part.detach() for part in parts] for parts in self.bf16_partitioned_groups]
+        for weight in self.main_gradients:
+            if weight._hp_mapping is not None:  # None where another replica's partition holds it
+                weight._hp_mapping.lp_fragment = weight._hp_mapping.lp_fragment.detach()
+
     def _moments(self, master: Tensor) -> dict[str, Tensor]:
         """AdamW's state of one flat partition, as torch names it."""
         state = self.optimizer.state[master]

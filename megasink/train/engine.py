@@ -183,14 +183,13 @@ class TrainEngine:
         """DeepSpeed's engine. Raises UserError for settings of --deepspeed-config that it does not take."""
         settings = deepspeed_config(self.config, self.layout.replica.size)
         try:
-            with torch.no_grad():  # it flattens weights with their history, and keeps autograd's nodes with that
-                engine, *_ = deepspeed.initialize(
-                    model=self.model,
-                    optimizer=optimizer,
-                    config=settings,
-                    mpu=None if self.pipelined else PipelineParallelGrid(topology, dist.group.WORLD),
-                    dist_init_required=False,
-                )
+            engine, *_ = deepspeed.initialize(
+                model=self.model,
+                optimizer=optimizer,
+                config=settings,
+                mpu=None if self.pipelined else PipelineParallelGrid(topology, dist.group.WORLD),
+                dist_init_required=False,
+            )
         except (AssertionError, ValueError, DeepSpeedConfigError, ZeRORuntimeException) as error:
             path = self.config.parallel.deepspeed_config
             if path is None:

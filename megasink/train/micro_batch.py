@@ -56,10 +56,12 @@ class MicroBatches:
 
     def train(self, inputs: tuple[Tensor, Tensor, Tensor], first: bool, recorder: SinkRecorder) -> Tensor:
         """The loss, fp32 []; `inputs` as `run` takes them, `first` of its step, whose sums of gradients it begins."""
+        if not self.inputs:
+            self.inputs = [given.clone() for given in inputs]
+            self.optimizer.forget_history()  # a recorded pass has a stream of its own, and a kept node has not
         if not inputs[0].is_cuda or recorder.level not in self.levels:
             return self.run(*inputs)
         if not self.graphs:
-            self.inputs = [given.clone() for given in inputs]
             self._record(recorder)
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)

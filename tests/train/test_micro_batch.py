@@ -35,9 +35,11 @@ def test_every_loss_norm_and_statistic_is_that_of_a_run_without_graphs(tokens, t
                 np.testing.assert_array_equal(found[figure], expected[figure], err_msg=f"{name}: {figure}")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="two ranks would share a GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two ranks would share a GPU")
 def test_replicas_take_their_own_micro_batches(tokens, tmp_path):
     flags = ("--data-path", tokens, "--precision", "bf16", "--train-iters", 3, "--global-batch-size", 12)
+    flags += ("--head-dim", 32)
     train(*flags, "--save", tmp_path / "plain", ranks=2)
     train(*flags, "--save", tmp_path / "graphs", "--cuda-graph", ranks=2)
     assert metrics_without_times(tmp_path / "graphs") == metrics_without_times(tmp_path / "plain")
@@ -78,9 +80,8 @@ def kept(run):
     return sum("seen" in node.metadata for node in again)
 
 def watched(run):
-    before = kept(run)
     code = train(run)
-    print("kept", before, kept(run), "graphs", len(run.engine.micro_batches.graphs))
+    print("kept", kept(run), "graphs", len(run.engine.micro_batches.graphs))
     return code
 
 train, setup.train = setup.train, watched
@@ -97,4 +98,4 @@ def test_autograd_keeps_nothing_of_what_came_before_a_graph_is_recorded(tokens, 
     graphs = 4 if torch.cuda.is_available() else 0  # of two levels, first and further micro-batches of a step
     for steps in (2, 4):
         outcome = train(*flags, "--cuda-graph", "--auto-resume", "--train-iters", steps, program=WATCHED)
-        assert outcome.lines("kept") == [f"kept 0 0 graphs {graphs}"], outcome.output
+        assert outcome.lines("kept") == [f"kept 0 graphs {graphs}"], outcome.output
