@@ -65,7 +65,7 @@ def _read(config: RunConfig) -> dict:
         raise UserError(f"--deepspeed-config {path}: not JSON ({error})") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization", {}), dict):
         raise UserError(f"--deepspeed-config {path}: it and zero_optimization must be JSON objects; see {default}")
-    timers = [key for key in ("wall_clock_breakdown", "flops_profiler") if key in settings]
+    timers = [key for key in ("wall_clock_breakdown", "flops_profiler") if _enabled(settings.get(key))]
     if timers:
         raise UserError(f"{path}: {', '.join(timers)}: --profile says where time goes; remove from the file")
     taken = [key for key in DECIDED_BY_RUN if key in settings]
@@ -75,3 +75,7 @@ def _read(config: RunConfig) -> dict:
     if found != stage:
         raise UserError(f"{path}: sets ZeRO stage {found}, the run asks for --zero-stage {stage}; make them agree")
     return settings
+
+
+def _enabled(setting: object) -> bool:
+    return bool(setting.get("enabled", False) if isinstance(setting, dict) else setting)

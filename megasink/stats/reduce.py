@@ -92,7 +92,7 @@ class Sums:
         if name in self.maxima:
             self.maxima[name].total = torch.maximum(self.maxima[name].total, values)
         else:
-            self.maxima[name] = _Entry(owner, values.clone())
+            self.maxima[name] = _Entry(owner, values)
 
     def add_per_document(self, name: str, values: Tensor, sequence: Tensor) -> None:
         """One figure per document [local L, X], equal on every tensor-parallel rank; once per micro-batch and name.
@@ -108,7 +108,7 @@ class Sums:
         for name, entry in others.entries.items():
             self.add(name, entry.owner, entry.total, entry.over, entry.scale_power)
         for name, entry in others.maxima.items():
-            self.maximum(name, entry.owner, entry.total)
+            self.maximum(name, entry.owner, entry.total.clone())
         for name, micro_batches in others.per_document.items():
             for values, sequence in micro_batches:
                 self.add_per_document(name, values.clone(), sequence.clone())

@@ -15,7 +15,8 @@ from megasink.errors import UserError
         ("[]", "must be JSON objects"),
         ('{"zero_optimization": true}', "must be JSON objects"),
         ('{"zero_optimization": {"stage": 1}, "bf16": {"enabled": true}}', "bf16: set by megasink's own flags"),
-        ('{"zero_optimization": {"stage": 1}, "flops_profiler": {}}', "flops_profiler: --profile says"),
+        ('{"zero_optimization": {"stage": 1}, "flops_profiler": {"enabled": true}}', "flops_profiler: --profile"),
+        ('{"zero_optimization": {"stage": 1}, "wall_clock_breakdown": true}', "wall_clock_breakdown: --profile says"),
         ('{"zero_optimization": {"stage": 2}}', "sets ZeRO stage 2, the run asks for --zero-stage 1"),
     ],
 )
@@ -25,3 +26,11 @@ def test_what_cannot_be_meant_names_the_file_and_the_fix(text, says, tmp_path):
     with pytest.raises(UserError, match=says) as error:
         deepspeed_config(RunConfig(parallel=ParallelConfig(deepspeed_config=str(path))), replicas=1)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_settings_that_are_off_anyway_may_stand_there(tmp_path):
+    """As in many published files."""
+    path = tmp_path / "settings.json"
+    off = '"wall_clock_breakdown": false, "flops_profiler": {"enabled": false}'
+    path.write_text(f'{{"zero_optimization": {{"stage": 1}}, {off}}}')
+    assert deepspeed_config(RunConfig(parallel=ParallelConfig(deepspeed_config=str(path))), replicas=1)
